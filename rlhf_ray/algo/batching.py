@@ -1,0 +1,44 @@
+"""Sequences of different lengths as rectangles, and the order in which they are learned from."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad(sequences: Sequence[Sequence[float]], *, value: float, dtype: torch.dtype) -> Tensor:
+    """The sequences as rows of one tensor, (B, longest), filled up on the right with `value`.
+
+    No sequence gives (0, 0); only empty ones give (B, 0).
+    """
+    longest = max(map(len, sequences), default=0)
+    padded = torch.full((len(sequences), longest), value, dtype=dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = torch.as_tensor(sequence, dtype=dtype)
+    return padded
+
+
+def minibatches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The numbers 0 to n - 1 in random order, `size` at a time, (size) int64; the last one may be smaller.
+
+    One pass is one epoch: each number comes once. The order depends on the generator's state alone.
+    """
+    assert size > 0, size
+    order = torch.randperm(n, generator=generator)
+    for start in range(0, n, size):
+        yield order[start : start + size]
+
+
+def by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Batches of indices, longest sequences first, each at most `max_tokens` large once padded.
+
+    A batch costs (number of sequences) * (its longest), so like lengths lie together and little is padding. A
+    sequence longer than `max_tokens` makes a batch of its own. Equal lengths keep their order.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

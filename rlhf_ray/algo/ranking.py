@@ -1,0 +1,118 @@
+"""Learning from choices, and the figures that say how well it went."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Numbers = Tensor | Sequence[float]
+
+_Z95 = 1.959963984540054
+"""Normal quantile of 0.975."""
+
+
+def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The ranking loss, a scalar in nats: how surprised the scores are by the choices.
+
+    L = -mean log sigmoid(r_chosen - r_rejected): the Bradley-Terry likelihood (Bradley and Terry 1952) as in
+    Ouyang et al. 2022 (arXiv:2203.02155), equation 1. Scores that say nothing give log 2.
+
+    chosen, rejected: (N) scores of the two answers of each pair.
+    """
+    assert chosen.shape == rejected.shape, (chosen.shape, rejected.shape)
+    return -functional.logsigmoid(chosen - rejected).mean()
+
+
+def accuracy_with_ci(correct: int, n: int) -> tuple[float, float, float]:
+    """The share of correct ones among n, and the lower and upper end of its 95% interval.
+
+    Wilson 1927's score interval: (p + z^2 / 2n +- z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96.
+    It stays within [0, 1] and holds for few trials, where p +- 1.96 sigma does not.
+    """
+    assert n > 0, "no trial, no share"
+    assert 0 <= correct <= n, (correct, n)
+    p, z2 = correct / n, _Z95**2
+    centre = p + z2 / (2 * n)
+    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
+    return p, min(max(low, 0.0), p), max(min(high, 1.0), p)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """The predictions of about one probability, and how often they came true."""
+
+    low: float
+    high: float
+    count: int
+    predicted: float
+    """Mean of the predicted probabilities."""
+    observed: float
+    """Share of them that came true."""
+
+
+def reliability_bins(probs: Numbers, outcomes: Numbers, bins: int = 10) -> list[ReliabilityBin]:
+    """A reliability diagram's bars: predictions in bins of equal width, lowest first, empty bins left out.
+
+    Bin k holds k / bins <= p < (k + 1) / bins; the last one holds p = 1 too.
+    Guo et al. 2017 (arXiv:1706.04599), section 2.
+
+    probs: (N) in [0, 1]; outcomes: (N) of 0 and 1, or shares between. For a reward model's choices orient each pair
+    without looking at the label (or give max(p, 1 - p) and whether the choice was right): of pairs that are all
+    turned so that the outcome is 1, calibration says nothing.
+    """
+    p, y = _flat(probs), _flat(outcomes)
+    assert p.shape == y.shape, (p.shape, y.shape)
+    assert bool(((p >= 0) & (p <= 1)).all()), "a probability lies outside [0, 1]"
+    place = (p * bins).long().clamp(max=bins - 1)
+    return [
+        ReliabilityBin(k / bins, (k + 1) / bins, int(here.sum()), p[here].mean().item(), y[here].mean().item())
+        for k in range(bins)
+        if (here := place == k).any()
+    ]
+
+
+def expected_calibration_error(probs: Numbers, outcomes: Numbers, bins: int = 10) -> float:
+    """The mean distance between predicted probability and observed share, in [0, 1]; 0 is perfectly calibrated.
+
+    ECE = sum over bins of count / N * |observed - predicted|. Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    Inputs as for `reliability_bins`, at least one.
+    """
+    bars = reliability_bins(probs, outcomes, bins)
+    assert bars, "no prediction to calibrate"
+    total = sum(bar.count for bar in bars)
+    return sum(bar.count * abs(bar.observed - bar.predicted) for bar in bars) / total
+
+
+def bootstrap_mean_ci(values: Numbers, *, seed: int, n: int = 2000) -> tuple[float, float]:
+    """The lower and upper end of the mean's 95% interval, from n resamples; the same seed gives the same interval.
+
+    Percentile bootstrap: Efron 1979; Efron and Tibshirani 1993, chapter 13. For a paired gain give the differences;
+    several values of one prompt belong averaged first, for the interval takes the values as independent.
+
+    values: (N), at least one, in units of their own.
+    """
+    x = _flat(values)
+    assert len(x) > 0, "no values to resample"
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack([x[torch.randint(len(x), (len(x),), generator=generator)].mean() for _ in range(n)])
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def distinct_n(sequences: Sequence[Sequence[Hashable]], n: int) -> float:
+    """How varied texts are, in [0, 1]: distinct n-grams over all n-grams of all texts together; 0 without any.
+
+    "distinct-n" of Li et al. 2016 (arXiv:1510.03055). It falls as texts get more or longer: compare like with like.
+
+    sequences: each text's tokens or words; n: 1 for words, 2 for neighbours. An n-gram never spans two texts.
+    """
+    grams = [tuple(tokens[i : i + n]) for tokens in sequences for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _flat(x: Numbers) -> Tensor:
+    return torch.as_tensor(x, dtype=torch.float64, device="cpu").detach().flatten()

@@ -1,0 +1,357 @@
+"""One typed tree for everything a run can be told; the defaults are the laptop demo.
+
+`load_config` reads YAML, applies dotted overrides and refuses unknown keys by naming the nearest known one.
+Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlhf_ray.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: closed, frozen, documented by the strings under its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+class RunConfig(Section):
+    """Where a run lies and what it goes on from."""
+
+    id: Name | None = None
+    """The run's folder under `root`; by default the config file's name. The same id resumes."""
+    root: Path = Path("runs")
+    """Where run folders are made; on a cluster, a disk that every node sees."""
+    from_: Path | None = Field(default=None, alias="from")
+    """A run folder whose base policy, feedback and reward model are taken over instead of made again."""
+
+
+class DataConfig(Section):
+    """The prompts and the people's choices that a run reads."""
+
+    path: Path | None = None
+    """Human preferences, one JSON object a line, plain or gzip. Only for `recipe: preferences`."""
+    format: Literal["hh", "pairs"] = "hh"
+    """`hh`: `chosen` and `rejected` dialogues as HH-RLHF writes them; `pairs`: `prompt`, `chosen`, `rejected`."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a row that cannot be used, or skip it and say how many were skipped and why."""
+    prompts: Count = 2400
+    """Distinct prompts that a generated recipe makes, held-out ones included."""
+    held_out: Count = 200
+    """Prompts that no training stage sees."""
+
+
+class ModelConfig(Section):
+    """The policy: a folder to start from, or the size of a new one."""
+
+    path: Path | None = None
+    """A Hugging Face folder to start from; without it a small Llama is trained from scratch."""
+    vocabulary: Annotated[int, Field(ge=260)] = 1024
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    intermediate: Count = 384
+    context: Count = 256
+    """Longest prompt plus response, in tokens."""
+
+
+class FitConfig(Section):
+    """A supervised fit that ends when its validation loss is flat."""
+
+    learning_rate: Positive = 3e-3
+    batch_size: Count = 32
+    """Sequences an optimizer step."""
+    max_epochs: Annotated[float, Field(ge=0)] = 10
+    """Upper bound; the fit usually ends sooner. 0 leaves the fit out."""
+    eval_every: Count = 50
+    """Optimizer steps between two looks at the validation loss."""
+    patience: Count = 3
+    """Looks without improvement before the loss counts as flat."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.003
+    """Nats; a smaller gain is no improvement."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class AnnotatorConfig(Section):
+    """The simulated people of a generated recipe."""
+
+    count: Count = 8
+    flip: Probability = 0.1
+    """Share of choices that an annotator gets the wrong way round."""
+    rating_noise: Annotated[float, Field(ge=0)] = 0.5
+    """Standard deviation on the 1 to 5 scale."""
+    rating_bias: Annotated[float, Field(ge=0)] = 0.3
+    """Standard deviation, over annotators, of how much too kind or harsh each is."""
+
+
+class FeedbackConfig(Section):
+    """What the base policy's answers are judged by, and where the judgements lie."""
+
+    store: str | None = None
+    """Database URL; by default `feedback.db` in the run folder."""
+    prompts: Count = 1500
+    """Training prompts whose answers are judged."""
+    answers: Annotated[int, Field(ge=2, le=16)] = 4
+    """Answers sampled and ranked a prompt."""
+    annotators: AnnotatorConfig = AnnotatorConfig()
+
+
+class RewardModelConfig(Section):
+    """How a model of what people prefer is learnt from a snapshot of feedback."""
+
+    path: Path | None = None
+    """A reward model to use as it is: any sequence classifier with one label."""
+    feedback: Literal["pairs", "ratings"] = "pairs"
+    """Learn from rankings, pair by pair (ranking loss), or from ratings (MSE)."""
+    backbone: Literal["decoder", "encoder"] = "decoder"
+    """`decoder`: starts as the base policy's body; `encoder`: a small BERT with its own tokenizer."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the prompts whose feedback only measures."""
+    cross_validation: Annotated[int, Field(ge=0)] = 0
+    """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
+    shuffle_labels: bool = False
+    """A control: learn from labels that say nothing. What PPO then gains is luck."""
+    fit: FitConfig = FitConfig(learning_rate=5e-4, batch_size=32, max_epochs=3, eval_every=100, patience=3, min_improvement=0.002)
+
+
+class RolloutConfig(Section):
+    """How a step samples."""
+
+    prompts: Count = 128
+    """Prompts a step."""
+    samples: Count = 1
+    """Responses a prompt."""
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count = 64
+    generators: Count = 1
+    """vLLM engines, each an actor of its own."""
+    tolerance: Positive = 1e-4
+    """Nats by which an engine's log-prob may differ from the learner's for the same weights; float32 holds 1e-4."""
+    max_staleness: Literal[0] = 0
+    """Weights steps that a rollout may lag behind the learner."""
+
+
+class KLConfig(Section):
+    """How the policy is held near the reference."""
+
+    coef: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
+    target: Positive | None = None
+    """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""
+    horizon: Count = 2000
+    """Rollouts over which the adaptive controller acts."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    where: Literal["reward"] = "reward"
+    limit: Positive = 25.0
+    """Nats a response, mean over a step; above it the run stops as diverged."""
+
+
+class PPOConfig(Section):
+    """The loop and its arithmetic."""
+
+    steps: Count = 60
+    advantage: Literal["gae"] = "gae"
+    loss: Literal["clip"] = "clip"
+    epochs: Count = 2
+    """Passes over a step's rollouts."""
+    minibatch: Count = 32
+    """Rollouts an optimizer step."""
+    learning_rate: Positive = 5e-4
+    critic_learning_rate: Positive = 1e-3
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    clip: Positive = 0.2
+    value_clip: Positive = 0.2
+    value_coef: Positive = 0.5
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    whiten_advantages: bool = True
+    normalise_rewards: bool = True
+    """Divide by a running standard deviation and subtract a running mean."""
+    reward_clip: Positive | None = 5.0
+    """After normalising."""
+    missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Subtracted where a response was cut at `rollout.max_tokens`."""
+    permute_rewards: bool = False
+    """A control: rewards permuted within each batch. What PPO then gains is luck."""
+    kl: KLConfig = KLConfig()
+
+
+class EvaluateConfig(Section):
+    """How the policy is measured on held-out prompts."""
+
+    samples: Count = 4
+    """Responses a held-out prompt, after training."""
+    best_of: Count = 16
+    """Responses a held-out prompt, before training; the best by gold shows what was within reach."""
+
+
+class CheckpointConfig(Section):
+    """How often a run can be gone back to."""
+
+    every: Count = 20
+    """PPO steps between two checkpoints; the last step always makes one."""
+    keep: Annotated[int, Field(ge=2)] = 2
+
+
+class ResourcesConfig(Section):
+    """What the roles take. Resource names and numbers end up in `roles/placement.py` and nowhere else."""
+
+    address: str | None = None
+    """A Ray cluster to join (`auto`, `host:port`); without it a local one is started for the run."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads for each role; 0: all cores, for in a synchronous step one role works at a time."""
+    generator_gpus: Annotated[float, Field(ge=0)] = 0
+    learner_gpus: Annotated[float, Field(ge=0)] = 0
+    scorer_gpus: Annotated[float, Field(ge=0)] = 0
+    scorers: Count = 1
+    kv_cache_mib: Count = 256
+    """Memory for one engine's cache of keys and values."""
+    compile_engine: bool = False
+    """Let vLLM compile its model: slower to start, faster to sample."""
+    start_deadline_s: Positive = 300
+    """An actor's imports, model load and engine start."""
+    call_deadline_s: Positive = 300
+    """One remote call of a step."""
+    fit_deadline_s: Positive = 86400
+    """A whole supervised fit."""
+
+
+class Config(Section):
+    """Everything a run can be told."""
+
+    recipe: Literal["dialogue", "preferences"] = "dialogue"
+    """`dialogue`: an invented world with a gold score; `preferences`: people's choices from `data.path`."""
+    seed: int = 0
+    deterministic: bool = False
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: FitConfig = FitConfig()
+    sft: FitConfig = FitConfig(learning_rate=1.5e-3)
+    feedback: FeedbackConfig = FeedbackConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        batch = self.rollout.prompts * self.rollout.samples
+        if batch % self.ppo.minibatch:
+            raise ValueError(
+                f"ppo.minibatch={self.ppo.minibatch} does not divide rollout.prompts * rollout.samples = {batch}"
+            )
+        if self.rollout.max_tokens >= self.model.context:
+            raise ValueError(
+                f"rollout.max_tokens={self.rollout.max_tokens} leaves no room for a prompt "
+                f"in model.context={self.model.context}"
+            )
+        if self.model.hidden % self.model.heads:
+            raise ValueError(f"model.heads={self.model.heads} does not divide model.hidden={self.model.hidden}")
+        if self.recipe == "preferences" and self.data.path is None:
+            raise ValueError("recipe: preferences needs data.path, a file of human choices")
+        if self.recipe == "dialogue" and self.data.held_out >= self.data.prompts:
+            raise ValueError(f"data.held_out={self.data.held_out} leaves none of data.prompts={self.data.prompts}")
+        return self
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The resolved config of a YAML file and `dotted.key=value` overrides, the later winning.
+
+    Raises `ConfigError` with the key at fault, and the nearest known key where one is unknown.
+    """
+    tree = _read_yaml(path) if path else {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}' is not of the form dotted.key=value")
+        _set(tree, key.split("."), _parse_value(override, value))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None
+    if config.run.id is None and path is not None:
+        name = "".join(c if c.isalnum() or c in "_-" else "-" for c in path.stem.lower())
+        config = config.model_copy(update={"run": config.run.model_copy(update={"id": name})})
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key, sections included: `ppo`, `ppo.kl`, `ppo.kl.coef`."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{key}.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}, not keys with values")
+    return tree
+
+
+def _parse_value(override: str, value: str) -> Any:
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of override '{override}' is not YAML") from None
+    if isinstance(parsed, str):  # YAML reads 1e-4 as text
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"'{'.'.join(keys[: depth + 1])}' is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.0)
+            problems.append(f"unknown key '{key}'; nearest known key: '{near[0]}'")
+        elif key:
+            problems.append(f"{key}: {item['msg'].lower()}, got {item['input']!r}")
+        else:
+            problems.append(item["msg"].removeprefix("Value error, "))
+    return f"config {path or '(overrides)'}: " + "; ".join(problems)

@@ -1,0 +1,1 @@
+"""What people said about answers: its shape, its store, and the files it is imported from."""

@@ -1,0 +1,254 @@
+"""Feedback that survives: an append-only store in one SQLite file, with frozen, hashed snapshots to train from.
+
+`add` returns once its rows are on disk, all of them or none. Rows are never changed or removed: triggers refuse
+it from any connection. One process writes (see `tables`), any number reads beside it.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, insert, select
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from rlhf_ray.errors import DataError, FeedbackError, InfrastructureError
+from rlhf_ray.feedback import tables
+from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
+from rlhf_ray.feedback.summary import StoreStats, summarise
+
+PAGE = 1_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A frozen set of feedback: what a training run reads and what its report names."""
+
+    id: str
+    sha256: str
+    """Over the rows' canonical JSON, one a line, in the order in which they were added."""
+    rows: int
+
+
+class FeedbackStore:
+    """An open store; `url` is `sqlite:///folder/feedback.db` or a file's path. Close it, or use it in a `with`."""
+
+    def __init__(self, url: str | Path, *, read_only: bool = False) -> None:
+        self.path = tables.database_path(url)
+        version = tables.recognise(self.path)
+        if read_only and version is None:
+            raise DataError(f"no feedback store at {self.path}: check the path, or write feedback first")
+        self.read_only = read_only
+        self._lock = None if read_only else tables.WriterLock(self.path)
+        self._engine = tables.open_engine(self.path, read_only=read_only)
+        if not read_only:
+            self._create()
+
+    def __enter__(self) -> "FeedbackStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file and of the right to write to it."""
+        self._engine.dispose()
+        if self._lock:
+            self._lock.release()
+
+    def add(self, items: Sequence[Feedback]) -> list[str]:
+        """Write all of it durably in one transaction, or nothing; the ids, in order.
+
+        An id that is there already with the same judgement is not written again, so that sending twice is safe;
+        with another judgement it is refused.
+        """
+        bodies: dict[str, tuple[Feedback, str]] = {}
+        for item in items:
+            body = to_json(item)
+            earlier = bodies.setdefault(item.id, (item, body))
+            _same_judgement(item.id, earlier[1], body)
+        with self._writing() as connection:
+            for id_, body in _existing(connection, list(bodies)):
+                _same_judgement(id_, body, bodies.pop(id_)[1])
+            if bodies:
+                connection.execute(insert(tables.feedback), [_row(item, body) for item, body in bodies.values()])
+        return [item.id for item in items]
+
+    def count(self) -> int:
+        """How many rows there are."""
+        with self._reading() as connection:
+            return connection.execute(select(func.count()).select_from(tables.feedback)).scalar_one()
+
+    def iter(
+        self, *, kind: Kind | None = None, annotator: str | None = None, prompt_id: str | None = None
+    ) -> Iterator[Feedback]:
+        """Feedback in the order in which it was added, all that was there when the iteration began."""
+        wanted = {"kind": kind, "annotator": annotator, "prompt_id": prompt_id}
+        conditions = [tables.feedback.c[column] == value for column, value in wanted.items() if value is not None]
+        return (parse_feedback(body) for body in self._pages(conditions))
+
+    def freeze(self, name: str | None = None) -> Snapshot:
+        """A snapshot of all rows of now. The same rows under the same name are the same snapshot.
+
+        Without a name it is called after its hash.
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise DataError(f"snapshot name '{name}': use small letters, digits, - and _, at most 64")
+        with self._writing() as connection:
+            rows = connection.execute(select(tables.feedback.c.seq, tables.feedback.c.body).order_by("seq")).all()
+            if not rows:
+                raise DataError(f"feedback store {self.path} is empty: write or import feedback before freezing it")
+            digest = _sha256(body for _, body in rows)
+            snapshot = Snapshot(name or f"s-{digest[:12]}", digest, len(rows))
+            known = _snapshots(connection).get(snapshot.id)
+            if known is None:
+                connection.execute(
+                    insert(tables.snapshots), {"id": snapshot.id, "sha256": digest, "rows": snapshot.rows}
+                )
+                connection.execute(
+                    insert(tables.snapshot_rows), [{"snapshot_id": snapshot.id, "seq": seq} for seq, _ in rows]
+                )
+            elif known != snapshot:
+                raise DataError(
+                    f"snapshot '{name}' exists with {known.rows} rows, the store now holds {snapshot.rows}: "
+                    "choose another name, or leave it out"
+                )
+        return snapshot
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, by id."""
+        with self._reading() as connection:
+            return sorted(_snapshots(connection).values(), key=lambda snapshot: snapshot.id)
+
+    def read(self, snapshot_id: str) -> Iterator[Feedback]:
+        """A snapshot's feedback, its hash checked before the first row is handed out."""
+        members = tables.snapshot_rows
+        with self._reading() as connection:
+            known = _snapshots(connection)
+            snapshot = known.get(snapshot_id)
+            if snapshot is None:
+                listed = ", ".join(sorted(known)) or "none yet"
+                raise DataError(f"no snapshot '{snapshot_id}' in {self.path}; there are: {listed}")
+            query = (
+                select(tables.feedback.c.body)
+                .join(members, members.c.seq == tables.feedback.c.seq)
+                .where(members.c.snapshot_id == snapshot_id)
+                .order_by(tables.feedback.c.seq)
+            )
+            bodies = list(connection.execute(query).scalars())
+        digest = _sha256(bodies)
+        if digest != snapshot.sha256:
+            raise DataError(
+                f"snapshot '{snapshot_id}' in {self.path} was changed after it was frozen "
+                f"(sha256 {digest[:12]}, frozen as {snapshot.sha256[:12]}): restore the file from a copy"
+            )
+        return (parse_feedback(body) for body in bodies)
+
+    def stats(self) -> StoreStats:
+        """Counts and mean ratings, by kind, by sampler and by annotator."""
+        return summarise(self.iter())
+
+    def _create(self) -> None:
+        try:
+            with self._writing() as connection:
+                tables.metadata.create_all(connection)
+                if connection.execute(select(tables.schema_version.c.version)).first() is None:
+                    connection.execute(insert(tables.schema_version), {"version": tables.SCHEMA_VERSION})
+            _sync_folder(self.path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    def _pages(self, conditions: list[ColumnElement[bool]]) -> Iterator[str]:
+        # A page at a time, so that no transaction stays open while the caller thinks.
+        with self._reading() as connection:
+            last = connection.execute(select(func.max(tables.feedback.c.seq))).scalar() or 0
+        done = 0
+        while done < last:
+            page = (
+                select(tables.feedback.c.seq, tables.feedback.c.body)
+                .where(tables.feedback.c.seq.between(done + 1, last), *conditions)
+                .order_by("seq")
+                .limit(PAGE)
+            )
+            with self._reading() as connection:
+                rows = connection.execute(page).all()
+            for row in rows:
+                yield row.body
+            done = rows[-1].seq if len(rows) == PAGE else last
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise DataError(f"feedback store {self.path} cannot be read: {error.orig}") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        assert not self.read_only, "this store was opened read_only"
+        try:
+            with self._engine.execution_options(writes=True).begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise InfrastructureError(
+                f"nothing was written to feedback store {self.path}: {error.orig}; mend that and repeat the command"
+            ) from None
+
+
+def _row(item: Feedback, body: str) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "kind": item.kind,
+        "prompt_id": item.prompt_id,
+        "annotator": item.annotator,
+        "body": body,
+    }
+
+
+def _existing(connection: Connection, ids: list[str]) -> Iterator[tuple[str, str]]:
+    for start in range(0, len(ids), PAGE // 2):
+        some = ids[start : start + PAGE // 2]
+        query = select(tables.feedback.c.id, tables.feedback.c.body).where(tables.feedback.c.id.in_(some))
+        for row in connection.execute(query).all():
+            yield row.id, row.body
+
+
+def _same_judgement(id_: str, first: str, second: str) -> None:
+    if first != second and _without_time(first) != _without_time(second):
+        raise FeedbackError(f"feedback id '{id_}' is taken by another judgement: leave the id out, or choose another")
+
+
+def _without_time(body: str) -> str:
+    # Who sends again does so later: the time is not part of what was said.
+    return canonical_json(parse_feedback(body).model_dump(exclude={"created_at"}))
+
+
+def _snapshots(connection: Connection) -> dict[str, Snapshot]:
+    return {row.id: Snapshot(row.id, row.sha256, row.rows) for row in connection.execute(select(tables.snapshots))}
+
+
+def _sha256(bodies: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for body in bodies:
+        digest.update(body.encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """SQLite syncs its own files; that the new file has a name is the folder's to remember."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

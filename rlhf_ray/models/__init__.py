@@ -1,0 +1,1 @@
+"""Things that hold weights: policies, reward models, checkpoints of a run."""

@@ -1,0 +1,178 @@
+"""The reward model: a sequence classifier with one label that reads text with its own tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_ray.algo.batching import by_length, pad
+from rlhf_ray.errors import ModelError
+from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, read_folder, save_folder
+from rlhf_ray.models.policy import load_tokenizer, prompt_text, without_specials
+from rlhf_ray.types import Exchange, Message
+
+BATCH_TOKENS = 4096
+"""Padded tokens that one forward pass scores."""
+
+
+class RewardModel:
+    """A model and its tokenizer: text in, a number out; a text's score does not depend on what it is batched with."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Settles the padding: right, with the token that the model's pooling skips."""
+        self.model = model
+        self.tokenizer = tokenizer
+        pads = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self._pad_id = next((i for i in pads if i is not None), 0)
+        # a decoder's classifier reads its score at the last token that is not this one
+        model.config.pad_token_id = self._pad_id
+        tokenizer.truncation_side = "left"  # the answer is at the end
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """The reward of each exchange, in their order; like lengths share a forward pass."""
+        encoded = self.encode(exchanges)
+        scores = torch.zeros(len(encoded))
+        self.model.eval()
+        with torch.inference_mode():
+            for rows in by_length([len(ids) for ids in encoded], max_tokens=BATCH_TOKENS):
+                scores[rows] = self.forward([encoded[row] for row in rows]).cpu()
+        numbers: list[float] = scores.tolist()
+        return numbers
+
+    def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
+        """The token ids that the model reads, cut at the front where they are longer than it can read."""
+        if not exchanges:
+            return []
+        texts = [render(self.tokenizer, exchange) for exchange in exchanges]
+        limit = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=not self.tokenizer.chat_template,  # a template writes its own
+            truncation=True,
+            max_length=limit,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return ids
+
+    def forward(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Scores (B) of token id lists, with gradients where they are on."""
+        batch = {name: tensor.to(self.model.device) for name, tensor in self.collate(encoded).items()}
+        logits: torch.Tensor = self.model(**batch).logits
+        return logits[:, 0]
+
+    def collate(self, encoded: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, each (B, longest), padded on the right."""
+        ids = pad(encoded, value=self._pad_id, dtype=torch.long)  # (B, T)
+        lengths = torch.tensor([len(row) for row in encoded])
+        return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `AutoModelForSequenceClassification` and `AutoTokenizer` load, whole or not at all."""
+        save_folder(folder, self.model, self.tokenizer)
+
+
+def load_reward_model(path: Path) -> RewardModel:
+    """Any sequence classifier with one label, in float32; `ModelError` for what is none."""
+    read_folder(path, "reward model")
+    with explained(path, "reward model"):
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        if config.num_labels != 1:
+            labels = ", ".join(str(label) for label in config.id2label.values())
+            raise ModelError(
+                f"reward model {path} has {config.num_labels} labels ({labels}); a reward is one number: "
+                "use a sequence classifier with num_labels=1"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    model: PreTrainedModel = load_weights(AutoModelForSequenceClassification, path, "reward model")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(f"reward model {path} embeds {rows} tokens and its tokenizer makes {len(tokenizer)}")
+    return RewardModel(model, tokenizer)
+
+
+def new_reward_model(
+    base: Path, backbone: Literal["decoder", "encoder"], *, texts: Iterable[str] = (), seed: int = 0
+) -> RewardModel:
+    """An untrained reward model; the same seed gives the same weights.
+
+    `decoder`: the body and tokenizer of the base policy with a new head. `encoder`: a new BERT of the base policy's
+    size, with a WordPiece tokenizer learned from `texts`.
+    """
+    read_folder(base, "base policy")
+    policy_tokenizer = load_tokenizer(base)
+    with torch.random.fork_rng(devices=[]), explained(base, "base policy"), quiet_transformers():
+        torch.manual_seed(seed)
+        if backbone == "decoder":
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(base), num_labels=1, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+            return RewardModel(model, policy_tokenizer)
+        config = AutoConfig.from_pretrained(str(base), local_files_only=True)
+        tokenizer = _train_wordpiece(texts, vocabulary=config.vocab_size, context=2 * policy_tokenizer.model_max_length)
+        return RewardModel(_new_bert(config, tokenizer), tokenizer)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> str:
+    """The text that a reward model reads: through its chat template where it has one, else a line a turn."""
+    turns = [*exchange.prompt.messages, Message("assistant", exchange.response)]
+    plain = [Message(turn.role, without_specials(tokenizer, turn.content)) for turn in turns]
+    if not tokenizer.chat_template:
+        return prompt_text(plain)
+    text: str = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in plain], tokenize=False
+    )
+    return text
+
+
+def _new_bert(base: Any, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceClassification:
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=base.hidden_size,
+            num_hidden_layers=base.num_hidden_layers,
+            num_attention_heads=base.num_attention_heads,
+            intermediate_size=base.intermediate_size,
+            max_position_embeddings=tokenizer.model_max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            num_labels=1,
+        )
+    )
+
+
+def _train_wordpiece(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """BERT's kind of tokenizer: lower case, words and pieces of words, [CLS] before and [SEP] after the text."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=context,
+        padding_side="right",
+    )

@@ -1,0 +1,145 @@
+"""`dialogue`: a small shop answers its customers.
+
+The world is invented and generated: a customer writes about one thing (a colour and an item) and one problem. A
+good answer thanks, repeats the right thing and trouble, promises the remedy that this problem has, says the next
+step and closes kindly. Demonstrations were written by people of mixed skill: each piece of each is right or flawed
+by a coin of its own, so that imitation alone ends at about half of what is possible.
+
+Held-out prompts are combinations of thing and problem that no training text contains.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_ray.config import DataConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.recipes import dialogue_phrases as phrases
+from rlhf_ray.recipes.dialogue_gold import gold_score, remark
+from rlhf_ray.recipes.dialogue_phrases import COLOURS, ITEMS, PROBLEMS, Problem
+from rlhf_ray.types import Exchange, Message, Prompt
+
+DEMONSTRATIONS_A_PROMPT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one customer writes about."""
+
+    thing: str
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """How often a demonstrator gets each piece wrong; chances are independent of each other."""
+
+    wrong_thing: float = 0.35
+    wrong_remedy: float = 0.2
+    no_remedy: float = 0.15
+    no_step: float = 0.25
+    wrong_step: float = 0.15
+    no_sorry: float = 0.2
+    rude_opener: float = 0.35
+    rude_closer: float = 0.3
+    repeats: float = 0.15
+    rambles: float = 0.15
+
+
+class DialogueRecipe:
+    """The generated shop. Two recipes of one seed are equal."""
+
+    def __init__(self, data: DataConfig, *, seed: int) -> None:
+        cases = [Case(f"{colour} {item}", problem) for colour in COLOURS for item in ITEMS for problem in PROBLEMS]
+        if data.prompts > len(cases):
+            raise ConfigError(f"data.prompts={data.prompts}: this world has {len(cases)} distinct cases; ask for fewer")
+        self._rng = random.Random(f"dialogue/{seed}")
+        chosen = self._rng.sample(cases, data.prompts)
+        prompts = [self._prompt(index, case) for index, case in enumerate(chosen)]
+        self._cases = {prompt.id: case for prompt, case in zip(prompts, chosen, strict=True)}
+        self.held_out_prompts: Sequence[Prompt] = prompts[: data.held_out]
+        self.train_prompts: Sequence[Prompt] = prompts[data.held_out :]
+        self._demonstrations = [
+            Exchange(prompt, demonstrate(self._cases[prompt.id], Skill(), self._rng))
+            for prompt in self.train_prompts
+            for _ in range(DEMONSTRATIONS_A_PROMPT)
+        ]
+        self._corpus = [text for prompt in self.train_prompts for text in handbook(self._cases[prompt.id], self._rng)]
+
+    def corpus(self) -> list[str]:
+        """The shop's letters and handbook, about training cases only."""
+        return list(self._corpus)
+
+    def demonstrations(self) -> list[Exchange]:
+        """Several answers of mixed quality to each training prompt."""
+        return list(self._demonstrations)
+
+    def gold(self, prompt: Prompt, response: str) -> float:
+        """See `dialogue_gold.gold_score`."""
+        case = self._cases[prompt.id]
+        return gold_score(case.thing, case.problem.name, response)
+
+    def case(self, prompt: Prompt) -> Case:
+        """What a prompt is about."""
+        return self._cases[prompt.id]
+
+    def remark(self, prompt: Prompt, response: str) -> str:
+        """What a simulated annotator would write about an answer."""
+        case = self._cases[prompt.id]
+        return remark(case.thing, case.problem.name, response)
+
+    def _prompt(self, index: int, case: Case) -> Prompt:
+        rng = self._rng
+        sentences = (
+            rng.choice(phrases.GREETINGS),
+            rng.choice(case.problem.complaints).format(thing=case.thing),
+            rng.choice(phrases.ENDINGS),
+        )
+        text = " ".join(sentence for sentence in sentences if sentence)
+        name = f"p{index}"
+        return Prompt(name, (Message("user", text),), group=name)
+
+
+def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
+    """An answer by a demonstrator of that skill."""
+
+    def slips(chance: float) -> bool:
+        return rng.random() < chance
+
+    thing = _other_thing(case.thing, rng) if slips(skill.wrong_thing) else case.thing
+    remedy = _other_problem(case.problem, rng) if slips(skill.wrong_remedy) else case.problem
+    step = _other_problem(case.problem, rng) if slips(skill.wrong_step) else case.problem
+    pieces = [rng.choice(phrases.RUDE_OPENERS if slips(skill.rude_opener) else phrases.POLITE_OPENERS)]
+    if not slips(skill.no_sorry):
+        pieces.append(rng.choice(phrases.SORRY).format(thing=thing, fact=case.problem.fact))
+    if not slips(skill.no_remedy):
+        pieces.append(rng.choice(remedy.remedy))
+    if not slips(skill.no_step):
+        pieces.append(rng.choice(step.step))
+    if slips(skill.repeats):
+        at = rng.randrange(len(pieces))
+        pieces[at:at] = [pieces[at]] * rng.choice((1, 2))
+    if slips(skill.rambles):
+        pieces.extend(rng.sample(phrases.FILLERS, rng.choice((2, 3))))
+    pieces.append(rng.choice(phrases.RUDE_CLOSERS if slips(skill.rude_closer) else phrases.POLITE_CLOSERS))
+    return " ".join(pieces)
+
+
+def handbook(case: Case, rng: random.Random) -> list[str]:
+    """Texts that speak of a case without being an answer: a note from the shop's book, and a customer's letter."""
+    complaint = rng.choice(case.problem.complaints).format(thing=case.thing)
+    note = f"When a {case.thing} {case.problem.fact}: {rng.choice(case.problem.remedy)} {rng.choice(case.problem.step)}"
+    letter = f"{rng.choice(phrases.GREETINGS)} {complaint} {rng.choice(phrases.ENDINGS)}".strip()
+    reply = f"Your {case.thing} {case.problem.fact}. {rng.choice(phrases.POLITE_CLOSERS)}"
+    return [note, f"{letter} {reply}"]
+
+
+def _other_thing(thing: str, rng: random.Random) -> str:
+    while True:
+        other = f"{rng.choice(COLOURS)} {rng.choice(ITEMS)}"
+        if other != thing:
+            return other
+
+
+def _other_problem(problem: Problem, rng: random.Random) -> Problem:
+    return rng.choice([other for other in PROBLEMS if other is not problem])

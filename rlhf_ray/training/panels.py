@@ -1,0 +1,158 @@
+"""The report's charts: which figures of a run are drawn, beside which lines they are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from rlhf_ray.training import charts, verdict
+from rlhf_ray.training.charts import Interval, Rule, Series, short
+from rlhf_ray.training.verdict import figure
+
+PHASES = ("rollout", "score", "prepare", "learn", "sync")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart in its card: what it shows, its last figure, its legend."""
+
+    title: str
+    chart: Markup
+    value: str = ""
+    legend: tuple[str, ...] = ()
+
+
+def curve_panels(rows: Rows, summary: Mapping[str, Any], config: Mapping[str, Any]) -> list[Panel]:
+    """What PPO did, over its steps."""
+    limit = figure(summary, "kl_limit") or figure(config, "ppo", "kl", "limit")
+    before, best = figure(summary, "gold", "before"), figure(summary, "gold", "best_of_n", "gold")
+    gold_rules = [] if before is None else [Rule("base, held out", before)]
+    gold_rules += [] if best is None else [Rule(f"best of {short(figure(summary, 'gold', 'best_of_n', 'n'))}", best)]
+    panels = [
+        _lines(rows, "Gold", {"gold/mean": "gold"}, rules=gold_rules, y_range=(0.0, 1.0)),
+        _lines(
+            rows, "Reward", {"objective/scores": "reward model's score", "objective/rlhf_reward": "less the KL penalty"}
+        ),
+        _lines(
+            rows,
+            "KL to the reference, nats a response",
+            {"objective/kl": "KL"},
+            from_zero=True,
+            rules=[] if limit is None else [Rule(f"limit {limit:g}", limit)],
+        ),
+        _lines(rows, "Entropy, nats a token", {"objective/entropy": "entropy"}, from_zero=True),
+        _lines(rows, "Policy loss", {"loss/policy_avg": "policy"}),
+        _lines(rows, "Value loss", {"loss/value_avg": "value"}, from_zero=True),
+        _lines(rows, "Clip fraction", {"policy/clipfrac_avg": "clipped"}, from_zero=True),
+        _lines(rows, "KL of an update, nats a token", {"policy/approxkl_avg": "approximate KL"}, from_zero=True),
+        _lines(rows, "Ratio to the sampling policy", {"val/ratio": "ratio"}, rules=[Rule("", 1.0)]),
+        _lines(rows, "Response length, tokens", {"rollout/length_mean": "length"}, from_zero=True),
+        _seconds(rows),
+        _lines(rows, "Rollout speed, tokens a second", {"rollout/tokens_per_s": "tokens a second"}, from_zero=True),
+        _lines(
+            rows,
+            "Engine against learner, nats",
+            {"mismatch/max_abs": "largest difference"},
+            from_zero=True,
+            rules=[Rule(f"limit {verdict.MISMATCH_LIMIT:.0e}", verdict.MISMATCH_LIMIT)],
+        ),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def _lines(rows: Rows, title: str, names: Mapping[str, str], **options: Any) -> Panel | None:
+    lines = [
+        Series(label, points)
+        for name, label in names.items()
+        if (
+            points := [
+                (float(row["step"]), figure(row, name))
+                for row in rows
+                if name in row and figure(row, "step") is not None
+            ]
+        )
+    ]
+    values = [y for line in lines[:1] for _, y in line.points if y is not None]
+    value = short(values[-1]) if values else ""
+    chart = charts.line_chart(lines, label=f"{title}: {value} at the end", **options)
+    legend = tuple(line.label for line in lines) if len(lines) > 1 else ()
+    return Panel(title, chart, value, legend) if chart else None
+
+
+def _seconds(rows: Rows) -> Panel | None:
+    phases = [phase for phase in PHASES if any(figure(row, f"time/{phase}_s") for row in rows)]
+    layers = [(phase, [figure(row, f"time/{phase}_s") or 0.0 for row in rows]) for phase in phases]
+    chart = charts.stacked_bars([float(row["step"]) for row in rows], layers, label="Seconds a step by phase")
+    if not chart:
+        return None
+    means = [(phase, sum(heights) / len(heights)) for phase, heights in layers]
+    legend = tuple(f"{phase} {mean:.2f} s" for phase, mean in means)
+    return Panel("Seconds a step", chart, f"{sum(mean for _, mean in means):.2f}", legend)
+
+
+def base_panels(base: Mapping[str, Any]) -> list[Panel]:
+    """How the base policy was fitted."""
+    titles = {"pretrain": "Self-supervised", "sft": "Supervised, on demonstrations"}
+    panels = [_fit(base.get(key), title) for key, title in titles.items()]
+    return [panel for panel in panels if panel]
+
+
+def _fit(curve: Any, title: str) -> Panel | None:
+    rows = [row for row in curve if isinstance(row, dict)] if isinstance(curve, list) else []
+    return _lines(rows, f"{title}: loss", {"val_loss": "validation", "train_loss": "training"})
+
+
+def reward_model_panels(metrics: Mapping[str, Any]) -> list[Panel]:
+    """How well the reward model orders pairs, and how far its probabilities can be believed."""
+    bins = [
+        (predicted, observed, int(n))
+        for row in items(mapping(metrics.get("calibration")).get("bins"))
+        if (n := figure(row, "n"))
+        and (predicted := figure(row, "predicted")) is not None
+        and (observed := figure(row, "observed")) is not None
+    ]
+    ece = figure(metrics, "calibration", "ece")
+    plot = charts.interval_plot(
+        _accuracies(metrics), label="Reward-model accuracy", x_label="share of pairs put in the right order", chance=0.5
+    )
+    diagram = charts.reliability_diagram(bins, label="Reliability of the reward model's probabilities")
+    panels = [
+        Panel("Accuracy on held-out pairs", plot) if plot else None,
+        Panel("Reliability", diagram, "" if ece is None else f"ECE {ece:.3f}") if diagram else None,
+        _fit(metrics.get("curve"), "Fit"),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def _accuracies(metrics: Mapping[str, Any]) -> list[Interval]:
+    folds = figure(metrics, "cross_validation", "folds")
+    across = f"{short(folds)} folds"
+    places: list[tuple[str, tuple[str, ...]]] = [
+        ("this reward model", ("accuracy",)),
+        ("longer answer wins", ("baselines", "longer")),
+        ("shorter answer wins", ("baselines", "shorter")),
+        (f"reward models of {across}", ("cross_validation", "accuracy")),
+        (f"longer answer wins, {across}", ("cross_validation", "longer")),
+        (f"shorter answer wins, {across}", ("cross_validation", "shorter")),
+    ]
+    rows = []
+    for label, keys in places:
+        value = figure(metrics, *keys)
+        interval = (*keys[:-1], "accuracy_ci95") if keys[-1] == "accuracy" else ()
+        low, high = (figure(metrics, *interval, end) if interval else None for end in (0, 1))
+        if value is not None:
+            rows.append(Interval(label, value, (low, high) if low is not None and high is not None else None))
+    return rows
+
+
+def mapping(tree: Any) -> dict[str, Any]:
+    """`tree` where it is one, else an empty mapping."""
+    return tree if isinstance(tree, dict) else {}
+
+
+def items(tree: Any) -> Sequence[Any]:
+    """`tree` where it is a list, else none."""
+    return tree if isinstance(tree, list) else []

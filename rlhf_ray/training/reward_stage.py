@@ -1,0 +1,92 @@
+"""The reward-model stage: a frozen snapshot in, a reward model and `reward_model.json` out."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import Config
+from rlhf_ray.data.preferences import Comparison, Rated, comparisons, rated, split_by_group
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.training.recipe import make_recipe
+from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure
+
+Say = Callable[[str], None]
+
+
+def make_reward_model(
+    config: Config, base: Path, folder: Path, store: str, snapshot: str, *, say: Say
+) -> dict[str, Any]:
+    """Trains on a snapshot of the store, saves into `folder`, and returns `reward_model.json`'s content.
+
+    Where the recipe knows the true order of answers, accuracy is measured against it on the held-out pairs, and the
+    accuracy on what the annotators said stands beside it; otherwise what people said is all there is.
+    """
+    wanted = config.reward_model
+    with FeedbackStore(store, read_only=True) as opened:
+        judged = list(opened.read(snapshot))
+    items: list[Comparison | Rated] = [*(comparisons(judged) if wanted.feedback == "pairs" else rated(judged))]
+    if not items:
+        raise DataError(f"snapshot {snapshot} holds no {wanted.feedback} to learn from; set reward_model.feedback")
+    train, held_out = split_by_group(
+        items, group=lambda item: item.prompt.group, held_out=wanted.held_out, seed=config.seed
+    )
+    say(f"reward model: {len(train)} {wanted.feedback} to learn from, {len(held_out)} held out")
+    with tempfile.TemporaryDirectory() as scratch:
+        trained = Path(scratch) / "reward_model"
+        on_choices = fit_reward_model(
+            base, train, held_out=held_out, config=wanted, folder=trained, seed=config.seed, progress=say
+        )
+        measured = on_choices
+        true_order = truly_ordered(held_out, make_recipe(config))
+        if true_order:
+            measured = measure(load_reward_model(trained), true_order, logit_scale=on_choices["logit_scale"])
+        validated = None
+        if wanted.cross_validation:
+            validated = cross_validate(
+                base, items, config=wanted, folds=wanted.cross_validation, seed=config.seed, progress=say
+            )
+        load_reward_model(trained).save(folder)
+    return {
+        "accuracy": measured["accuracy"],
+        "accuracy_ci95": measured["accuracy_ci95"],
+        "against": "the true order" if true_order else "what people chose",
+        "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
+        "margin": measured["margin"],
+        "calibration": {
+            "ece": measured["ece"],
+            "bins": [
+                {"lo": b["low"], "hi": b["high"], "n": b["count"], "predicted": b["predicted"], "observed": b["observed"]}
+                for b in measured["bins"]
+            ],
+        },
+        "curve": on_choices["curve"],
+        "flat": on_choices["flat"],
+        "seconds": on_choices["seconds"],
+        "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter")},
+        "cross_validation": validated and {
+            "folds": len(validated["folds"]),
+            "by_fold": validated["folds"],
+            **{name: validated[name] for name in ("accuracy", "accuracy_ci95", "pairs")},
+            **{name: validated[name]["accuracy"] for name in ("longer", "shorter")},
+        },
+        "n_train": len(train),
+        "n_held_out": measured["pairs"],
+        "shuffled_labels": wanted.shuffle_labels,
+    }
+
+
+def truly_ordered(items: Sequence[Comparison | Rated], recipe: Recipe) -> list[Comparison]:
+    """The held-out comparisons turned as the gold score orders them; none where it is unknown or sees no difference."""
+    turned = []
+    for item in items:
+        if not isinstance(item, Comparison):
+            continue
+        better, worse = (recipe.gold(item.prompt, text) for text in (item.better, item.worse))
+        if better is None or worse is None or better == worse:
+            continue
+        turned.append(item if better > worse else Comparison(item.prompt, item.worse, item.better))
+    return turned

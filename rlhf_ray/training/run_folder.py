@@ -1,0 +1,115 @@
+"""A run's folder: who may write to it, what lies where, and which stages are done.
+
+A stage writes its result into a folder or file that appears whole or not at all, so its presence means that it is
+done; the same command on the same folder goes on with the first stage that is missing.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import yaml
+
+from rlhf_ray.config import Config, dump_config, known_keys, load_config
+from rlhf_ray.errors import ConfigError, InputError
+
+MAY_CHANGE = ("ppo.steps", "checkpoint", "resources", "run", "evaluate")
+"""Keys that a resumed run may be given anew; everything else would make it another run."""
+
+
+class RunFolder:
+    """`runs/<run_id>/`, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.base_policy = path / "base_policy"
+        self.reward_model = path / "reward_model"
+        self.policy = path / "policy"
+        self.checkpoints = path / "checkpoints"
+        self.feedback_db = path / "feedback.db"
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def open(cls, config: Config) -> Self:
+        """The folder of `config.run.id`, made if need be, locked, with the resolved config saved in it.
+
+        Raises `ConfigError` where the folder belongs to another config or another process.
+        """
+        assert config.run.id is not None, "the caller names the run"
+        folder = cls(config.run.root / config.run.id)
+        saved = folder.path / "config.yaml"
+        if saved.exists():
+            _refuse_changes(load_config(saved), config, folder.path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the run folder {folder.path}: {error.strerror}; set run.root") from None
+        folder._take_lock()
+        write_whole(saved, dump_config(config))
+        return folder
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file that appears whole."""
+        write_whole(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, or None where it is not there yet."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip()
+            raise ConfigError(
+                f"run {self.path} is being written by process {holder}; wait for it, stop it, or set another run.id"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def existing_run(path: Path) -> tuple[RunFolder, Config]:
+    """A run that was made before, and its config; for commands that read it."""
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path} is not a run folder (no config.yaml in it); give the path of one, like runs/demo")
+    return RunFolder(path), load_config(path / "config.yaml")
+
+
+def _refuse_changes(old: Config, new: Config, path: Path) -> None:
+    trees = [yaml.safe_load(dump_config(config)) for config in (old, new)]
+    changed = [
+        key
+        for key in known_keys()
+        if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+        and not any(isinstance(_get(tree, key), dict) for tree in trees)
+        and _get(trees[0], key) != _get(trees[1], key)
+    ]
+    if changed:
+        shown = ", ".join(f"{key} ({_get(trees[0], key)} -> {_get(trees[1], key)})" for key in changed[:3])
+        raise ConfigError(f"{path} was made with another config: {shown}; set another run.id to start a new run")
+
+
+def _get(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree

@@ -1,0 +1,197 @@
+"""A whole run: base policy, feedback, reward model, PPO, evaluation, report.
+
+Each stage leaves a result in the run folder that appears whole or not at all, and is passed over where that result is
+there already. So one command both runs and resumes, and `run.from` is no more than another folder to find results in.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_ray.config import Config
+from rlhf_ray.errors import ConfigError, InputError
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.folder import read_folder
+from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.roles.placement import Cluster, GeneratorGroup
+from rlhf_ray.training.base_policy import make_base_policy
+from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.training.improve import improve
+from rlhf_ray.training.recipe import make_recipe
+from rlhf_ray.training.report import write_report
+from rlhf_ray.training.reward_stage import make_reward_model
+from rlhf_ray.training.run_folder import RunFolder, existing_run
+from rlhf_ray.training.stopping import Stopping
+
+Stage = Literal["base_policy", "reward_model", "ppo"]
+Say = Callable[[str], None]
+TAKEN_OVER = ("base_policy", "base.json", "feedback.db", "feedback.json", "reward_model", "reward_model.json")
+"""What `run.from` gives: everything that comes before PPO."""
+
+
+def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
+    """Runs what is missing up to a stage, and returns the run folder."""
+    if config.run.id is None:
+        raise ConfigError("the run has no name: give a config file, or set run.id")
+    recipe = make_recipe(config)  # reads the data before anything is written
+    check_models(config)
+    stopping = Stopping()
+    with ExitStack() as stack:
+        stack.enter_context(stopping.listening())
+        folder = RunFolder.open(config)
+        stack.callback(folder.close)
+        take_over(config, folder, say=say)
+        if folder.read_json("summary.json") is not None and _finished(config, folder):
+            say(f"run {folder.path} is done; its report is {folder.path / 'report.html'}; set another run.id for a new one")
+            return folder.path
+        run = Run(config, folder, recipe, stopping, say, stack)
+        run.base_policy()
+        if until != "base_policy":
+            run.reward_model()
+        if until == "ppo":
+            run.ppo()
+        return folder.path
+
+
+class Run:
+    """One run under way. Ray and the engines start with the first stage that needs them."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, recipe: Recipe, stopping: Stopping, say: Say, stack: ExitStack
+    ) -> None:
+        self.config, self.folder, self.recipe = config, folder, recipe
+        self.stopping, self.say = stopping, say
+        self._stack = stack
+        self._cluster: Cluster | None = None
+        self._generators: GeneratorGroup | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """Ray, started once."""
+        if self._cluster is None:
+            self._cluster = self._stack.enter_context(Cluster(self.config.resources, say=self.say))
+        return self._cluster
+
+    @property
+    def generators(self) -> GeneratorGroup:
+        """The engines, started once, at first with the base policy."""
+        if self._generators is None:
+            self._generators = self.cluster.start_generators(self.folder.base_policy, self.config)
+        return self._generators
+
+    def base_policy(self) -> None:
+        """Trains the policy to start from."""
+        if self.folder.base_policy.exists():
+            return
+        with self._timed("base_policy"):
+            record = self.cluster.run_task(
+                make_base_policy,
+                self.config,
+                self.folder.base_policy,
+                doing="training the base policy",
+                deadline_s=self.config.resources.fit_deadline_s,
+                on_line=self.say,
+            )
+            self.folder.write_json("base.json", record)
+
+    def reward_model(self) -> None:
+        """Collects feedback and trains the reward model from a frozen snapshot of it."""
+        if self.folder.reward_model.exists():
+            return
+        if self.config.reward_model.path is not None:
+            shutil.copytree(self.config.reward_model.path, self.folder.reward_model)
+            return
+        with FeedbackStore(self.config.feedback.store or self.folder.feedback_db) as store:
+            if self.folder.read_json("feedback.json") is None:
+                with self._timed("feedback"):
+                    self.folder.write_json("feedback.json", self._collect(store))
+        snapshot = self.folder.read_json("feedback.json")
+        with self._timed("reward_model"):
+            record = self.cluster.run_task(
+                make_reward_model,
+                self.config,
+                self.folder.path,
+                str(self.config.feedback.store or self.folder.feedback_db),
+                snapshot["snapshot"],
+                doing="training the reward model",
+                deadline_s=self.config.resources.fit_deadline_s,
+                on_line=self.say,
+            )
+            self.folder.write_json("reward_model.json", record)
+            low, high = record["accuracy_ci95"]
+            self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
+
+    def ppo(self) -> None:
+        """Trains the policy, measures it on held-out prompts, and writes summary and report."""
+        start = time.monotonic()
+        with self._timed("ppo"):
+            improve(self)
+        self.say(f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)")
+
+    def _collect(self, store: FeedbackStore) -> dict[str, Any]:
+        if isinstance(self.recipe, PreferencesRecipe):
+            return collect_from_people(store, self.recipe, self.config, say=self.say)
+        return collect_from_annotators(
+            store,
+            self.recipe,
+            self.generators,
+            tokenizer=load_tokenizer(self.folder.base_policy),
+            config=self.config,
+            say=self.say,
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Says that a stage begins, and adds its seconds to `stages.json`."""
+        self.say(f"== {stage.replace('_', ' ')}")
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.folder.read_json("stages.json") or {}
+            seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
+            self.folder.write_json("stages.json", seconds)
+
+
+def check_models(config: Config) -> None:
+    """Refuses a model folder that cannot be used before any work is done."""
+    if config.model.path is not None:
+        read_folder(config.model.path, "policy")
+        load_tokenizer(config.model.path)
+    if config.reward_model.path is not None:
+        from rlhf_ray.models.reward import load_reward_model
+
+        load_reward_model(config.reward_model.path)
+
+
+def take_over(config: Config, folder: RunFolder, *, say: Say) -> None:
+    """Copies from `run.from` what this run does not have yet."""
+    if config.run.from_ is None:
+        return
+    source, _ = existing_run(config.run.from_)
+    taken = []
+    for name in TAKEN_OVER:
+        old, new = source.path / name, folder.path / name
+        if old.exists() and not new.exists():
+            part = folder.path / f".{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            if old.is_dir():
+                shutil.copytree(old, part)
+            else:
+                shutil.copy2(old, part)
+            part.rename(new)
+            taken.append(name)
+    if not folder.base_policy.exists():
+        raise InputError(f"run.from={config.run.from_} has no base policy yet; run its command again first")
+    if taken:
+        say(f"from {source.path}: {', '.join(taken)}")
+
+
+def _finished(config: Config, folder: RunFolder) -> bool:
+    summary = folder.read_json("summary.json")
+    return bool(summary["steps"] >= config.ppo.steps) and folder.policy.exists()

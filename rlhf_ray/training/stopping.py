@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM: a loop that can save itself finishes its step first, everything else stops at once."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf_ray.errors import Interrupted
+
+
+class Stopping:
+    """Whether the run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._graceful = False
+
+    @contextmanager
+    def listening(self) -> Iterator["Stopping"]:
+        """Takes over both signals; the former handlers come back afterwards."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def graceful(self) -> Iterator[None]:
+        """In here a first signal is only noted; a second one stops at once."""
+        self._graceful = True
+        try:
+            yield
+        finally:
+            self._graceful = False
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        again, self.asked = self.asked is not None, signal.Signals(number)
+        if again or not self._graceful:
+            raise Interrupted(f"stopped on {self.asked.name}; the same command resumes", 128 + number)

@@ -1,0 +1,97 @@
+"""The messages that the parts hand each other: frozen, typed, free of torch, Ray and vLLM.
+
+The words are the project's words; docs and code use them with no other meaning.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue.
+
+    Example: `Message("user", "My blue lamp arrived broken.")`
+    """
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy answers: a dialogue that ends with the user's turn.
+
+    Example: `Prompt("p17", (Message("user", "My blue lamp arrived broken."),), group="p17")`
+    """
+
+    id: str
+    """Stable name, unique in a data set."""
+    messages: tuple[Message, ...]
+    """The turns so far, oldest first."""
+    group: str
+    """Prompts of one group never lie on both sides of a split (HH-RLHF: the first turn's text, hashed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A prompt with one answer in text: what a demonstration is, what a reward model reads and people judge."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a generator draws tokens."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One rollout that is wanted.
+
+    Example: `GenerationRequest("laptop/3/p17/0", "p17", (1, 40, 7), seed=8123)`
+    """
+
+    rollout_id: str
+    """`run/step/prompt/sample`."""
+    prompt_id: str
+    prompt_ids: tuple[int, ...]
+    """The prompt in the policy's tokens, chat template applied. P of them."""
+    seed: int
+    """Derives from the rollout's identity, so that a redone rollout draws the same numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A prompt with one sampled response, and how it came to be."""
+
+    id: str
+    prompt_id: str
+    prompt_ids: tuple[int, ...]
+    """(P)"""
+    response_ids: tuple[int, ...]
+    """(T); the end token is its last where `finish_reason` is "stop"."""
+    logprobs: tuple[float, ...]
+    """(T) behaviour log-probs: of the distribution sampled from, after temperature and top-p."""
+    weights_step: int
+    """The learner's weights step that sampled it."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReceipt:
+    """A generator's proof of what it loaded."""
+
+    weights_step: int
+    sha256: str
+    """Over the bytes received."""
+    bytes: int
+    seconds: float

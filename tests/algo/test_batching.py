@@ -1,0 +1,72 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_ray.algo.batching import by_length, minibatches, pad
+
+quick = settings(deadline=None, max_examples=60)
+sequences = st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=6)
+lengths = st.lists(st.integers(0, 50), max_size=40)
+
+
+@quick
+@given(sequences)
+def test_padding_keeps_every_sequence_and_adds_only_the_value(rows: list[list[int]]) -> None:
+    padded = pad(rows, value=-1, dtype=torch.int64)
+    assert padded.shape == (len(rows), max(map(len, rows), default=0))
+    for row, sequence in zip(padded.tolist(), rows, strict=True):
+        assert row == sequence + [-1] * (len(row) - len(sequence))
+
+
+def test_padding_takes_tuples_of_floats() -> None:
+    padded = pad([(0.5,), (1.0, 2.0)], value=0.0, dtype=torch.float32)
+    assert torch.equal(padded, torch.tensor([[0.5, 0.0], [1.0, 2.0]]))
+
+
+@quick
+@given(st.integers(0, 50), st.integers(1, 12), st.integers(0, 2**31 - 1))
+def test_an_epoch_of_minibatches_visits_each_number_once(n: int, size: int, seed: int) -> None:
+    batches = [b.tolist() for b in minibatches(n, size, torch.Generator().manual_seed(seed))]
+    assert sorted(i for batch in batches for i in batch) == list(range(n))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(batches)
+
+
+def test_the_order_is_the_generator_s_and_changes_from_epoch_to_epoch() -> None:
+    def two_epochs() -> list[list[int]]:
+        generator = torch.Generator().manual_seed(4)
+        return [torch.cat(list(minibatches(64, 10, generator))).tolist() for _ in range(2)]
+
+    assert two_epochs() == two_epochs()
+    first, second = two_epochs()
+    assert first != second
+    assert first != sorted(first)
+
+
+@quick
+@given(lengths, st.integers(1, 200))
+def test_batches_by_length_hold_each_index_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
+    batches = by_length(lengths, max_tokens=max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_tokens
+    in_order = [lengths[i] for batch in batches for i in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+@quick
+@given(lengths, st.integers(1, 200))
+def test_no_batch_closes_while_the_next_sequence_still_fits(lengths: list[int], max_tokens: int) -> None:
+    batches = by_length(lengths, max_tokens=max_tokens)
+    assert all((len(batch) + 1) * lengths[batch[0]] > max_tokens for batch in batches[:-1])
+
+
+def test_batches_by_length_equal_those_worked_by_hand() -> None:
+    assert by_length([3, 10, 4, 4, 25], max_tokens=12) == [[4], [1], [2, 3, 0]]
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_minibatches_of_nothing_are_refused(size: int) -> None:
+    with pytest.raises(AssertionError):
+        next(minibatches(4, size, torch.Generator()))

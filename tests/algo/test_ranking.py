@@ -1,0 +1,124 @@
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_ray.algo.ranking import (
+    ReliabilityBin,
+    accuracy_with_ci,
+    bootstrap_mean_ci,
+    distinct_n,
+    expected_calibration_error,
+    pairwise_loss,
+    reliability_bins,
+)
+
+quick = settings(deadline=None, max_examples=40)
+predictions = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30)
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=9))
+def test_the_ranking_loss_equals_the_textbook_loop(pairs: list[tuple[float, float]]) -> None:
+    chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    wins = [math.exp(c) / (math.exp(c) + math.exp(r)) for c, r in pairs]
+    assert pairwise_loss(chosen, rejected).item() == pytest.approx(-sum(map(math.log, wins)) / len(wins))
+
+
+def test_the_ranking_loss_equals_numbers_worked_by_hand() -> None:
+    loss = pairwise_loss(torch.tensor([1.0, math.log(3)]), torch.tensor([1.0, 0.0]))  # chances 1/2 and 3/4
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
+
+
+def test_the_ranking_loss_bears_scores_far_apart() -> None:
+    assert pairwise_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000.0
+    assert pairwise_loss(torch.tensor([500.0]), torch.tensor([-500.0])).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
+)
+def test_accuracy_intervals_equal_published_wilson_limits(correct: int, n: int, low: float, high: float) -> None:
+    assert accuracy_with_ci(correct, n) == pytest.approx((correct / n, low, high), abs=1e-4)
+
+
+@quick
+@given(st.integers(1, 500), st.data())
+def test_wilson_limits_lie_where_the_score_test_just_rejects(n: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, n))
+    share, low, high = accuracy_with_ci(correct, n)
+    assert 0.0 <= low <= share <= high <= 1.0
+    for limit in (low, high):
+        if 0.0 < limit < 1.0:
+            z = (share - limit) / math.sqrt(limit * (1 - limit) / n)
+            assert abs(z) == pytest.approx(1.959964, abs=1e-4)
+
+
+@quick
+@given(predictions, st.integers(1, 12))
+def test_calibration_error_equals_the_textbook_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
+    total = 0.0
+    for k in range(bins):
+        here = [(p, y) for p, y in pairs if min(int(p * bins), bins - 1) == k]
+        total += abs(sum(y for _, y in here) - sum(p for p, _ in here)) / len(pairs)
+    probs, outcomes = zip(*pairs, strict=True)
+    assert expected_calibration_error(probs, outcomes, bins) == pytest.approx(total, abs=1e-9)
+
+
+def test_reliability_bins_equal_numbers_worked_by_hand() -> None:
+    bars = reliability_bins([0.0, 0.1, 0.5, 0.9, 1.0], [0, 1, 1, 1, 0], bins=2)
+    assert bars[0] == ReliabilityBin(0.0, 0.5, 2, pytest.approx(0.05), 0.5)
+    assert bars[1] == ReliabilityBin(0.5, 1.0, 3, pytest.approx(0.8), pytest.approx(2 / 3))
+    error = expected_calibration_error([0.0, 0.1, 0.5, 0.9, 1.0], [0, 1, 1, 1, 0], bins=2)
+    assert error == pytest.approx(2 / 5 * 0.45 + 3 / 5 * (0.8 - 2 / 3))
+
+
+def test_empty_bins_are_left_out_and_tensors_are_taken() -> None:
+    bars = reliability_bins(torch.tensor([0.95, 0.05]), torch.tensor([True, False]))
+    assert [(bar.low, bar.count, bar.observed) for bar in bars] == [(0.0, 1, 0.0), (0.9, 1, 1.0)]
+
+
+def test_a_forecaster_who_knows_the_odds_is_calibrated() -> None:
+    odds = random.Random(3)
+    probs = [odds.random() for _ in range(20_000)]
+    outcomes = [odds.random() < p for p in probs]
+    assert expected_calibration_error(probs, outcomes) < 0.02
+    assert expected_calibration_error([min(1.0, p + 0.2) for p in probs], outcomes) > 0.15
+
+
+def test_a_probability_outside_0_and_1_is_refused() -> None:
+    with pytest.raises(AssertionError, match="outside"):
+        reliability_bins([1.2], [1])
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_law_on_normal_values() -> None:
+    x = torch.randn(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 3
+    low, high = bootstrap_mean_ci(x, seed=7)
+    half = 1.96 * x.std(correction=0).item() / 20
+    assert (low, high) == pytest.approx((x.mean().item() - half, x.mean().item() + half), abs=0.03)
+
+
+def test_the_bootstrap_depends_on_its_seed_alone() -> None:
+    values = [0.1, 0.5, 0.7, 0.9]
+    first = bootstrap_mean_ci(values, seed=1)
+    torch.rand(3)
+    assert first == bootstrap_mean_ci(values, seed=1) != bootstrap_mean_ci([*values, 0.3], seed=1)
+    assert bootstrap_mean_ci([0.25] * 5, seed=1) == (0.25, 0.25)
+
+
+def test_the_bootstrap_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(5)
+    intervals = [bootstrap_mean_ci(torch.rand(40, generator=generator), seed=s, n=300) for s in range(150)]
+    assert 0.88 <= sum(low <= 0.5 <= high for low, high in intervals) / 150 <= 0.99
+
+
+def test_distinct_n_equals_numbers_worked_by_hand() -> None:
+    texts = [["a", "b", "a", "b"], ["a", "b"], ["c"]]
+    assert distinct_n(texts, 1) == 3 / 7
+    assert distinct_n(texts, 2) == 2 / 4  # ab, ba, ab; ab; and none that spans two texts
+    assert distinct_n(texts, 5) == 0.0
+    assert distinct_n([], 1) == 0.0

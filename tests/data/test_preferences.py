@@ -1,0 +1,99 @@
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.data.preferences import Comparison, Rated, comparisons, folds_by_group, rated, split_by_group
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
+from rlhf_ray.types import Message, Prompt
+
+PROMPT = Prompt("p", (Message("user", "Hi"),), "g")
+
+
+def make_feedback(*texts: str, **judgement: Any) -> Feedback:
+    answers = tuple(Answer(text=text, sampler="base-policy") for text in texts)
+    return Feedback(messages=PROMPT.messages, prompt_id="p", group="g", annotator="ann-1", answers=answers, **judgement)
+
+
+def test_a_ranking_gives_each_strict_preference_once() -> None:
+    ranking = make_feedback("a", "b", "c", ranking=Ranking(ranks=(2, 3, 1)))
+    assert set(comparisons([ranking])) == {
+        Comparison(PROMPT, "c", "a"),
+        Comparison(PROMPT, "c", "b"),
+        Comparison(PROMPT, "a", "b"),
+    }
+    assert len(comparisons([ranking, ranking])) == 6
+
+
+def test_ties_equal_texts_and_ratings_give_no_pair() -> None:
+    tied = make_feedback("a", "b", "c", ranking=Ranking(ranks=(1, 1, 3)))
+    same = make_feedback("a", "a", ranking=Ranking(ranks=(1, 2)))
+    rating = make_feedback("a", rating=Rating(value=2))
+    pairs = [(pair.better, pair.worse) for pair in comparisons([tied, same, rating])]
+    assert sorted(pairs) == [("a", "c"), ("b", "c")]
+
+
+def test_ratings_of_other_scales_and_aspects_are_not_mixed() -> None:
+    rows = [
+        make_feedback("a", rating=Rating(value=2)),
+        make_feedback("b", rating=Rating(value=1, scale="thumb")),
+        make_feedback("c", rating=Rating(value=5, aspect="tone")),
+        make_feedback("d", "e", ranking=Ranking(ranks=(1, 2))),
+    ]
+    assert rated(rows) == [Rated(PROMPT, "a", 2.0)]
+    assert rated(rows, scale="thumb") == [Rated(PROMPT, "b", 1.0)]
+    assert rated(rows, aspect="tone") == [Rated(PROMPT, "c", 5.0)]
+
+
+def first_letter(item: str) -> str:
+    return item[0]
+
+
+@given(st.lists(st.text(min_size=1), min_size=2), st.integers(0, 5))
+def test_a_split_loses_nothing_and_shares_no_group(items: list[str], seed: int) -> None:
+    groups = {first_letter(item) for item in items}
+    if len(groups) < 2:
+        return
+    train, held_out = split_by_group(items, group=first_letter, held_out=1, seed=seed)
+    assert Counter(train + held_out) == Counter(items)
+    assert {first_letter(item) for item in train} & {first_letter(item) for item in held_out} == set()
+
+
+def test_a_share_and_a_number_count_groups_not_items() -> None:
+    items = [f"{letter}{number}" for letter in "abcdefghij" for number in range(5)]
+    for held_out in (0.2, 2):
+        assert len(split_by_group(items, group=first_letter, held_out=held_out, seed=0)[1]) == 10
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order() -> None:
+    items = [str(number) for number in range(100)]
+    split = {seed: set(split_by_group(items, group=str, held_out=20, seed=seed)[1]) for seed in (0, 1)}
+    assert set(split_by_group(items[::-1], group=str, held_out=20, seed=0)[1]) == split[0]
+    assert split[0] != split[1]
+
+
+@pytest.mark.parametrize(
+    ("items", "held_out"),
+    [([], 0.5), (["a"], 0.5), (["a", "a"], 1), (["a", "b", "c"], 0.1), (["a", "b"], 2), (["a", "b"], 0)],
+)
+def test_too_few_to_hold_any_out_is_an_error_with_the_way_out(items: list[str], held_out: float) -> None:
+    with pytest.raises(DataError, match="give more data or change held_out"):
+        split_by_group(items, group=str, held_out=held_out, seed=0)
+
+
+def test_folds_hold_each_item_out_once_and_share_no_group() -> None:
+    items = [f"{letter}{number}" for letter in "abcdefg" for number in range(3)]
+    splits = list(folds_by_group(items, group=first_letter, folds=3, seed=0))
+    assert Counter(item for _, held_out in splits for item in held_out) == Counter(items)
+    for train, held_out in splits:
+        assert {item[0] for item in train}.isdisjoint(item[0] for item in held_out)
+        assert len(train) + len(held_out) == len(items)
+
+
+@pytest.mark.parametrize("folds", [0, 1, 4])
+def test_impossible_folds_are_refused(folds: int) -> None:
+    with pytest.raises(DataError, match="folds"):
+        folds_by_group(["a", "b", "c"], group=str, folds=folds, seed=0)

@@ -1,0 +1,112 @@
+"""The invented shop: enough distinct prompts, a clean split, answers that cannot be memorised or won by a phrase."""
+
+import random
+import statistics
+
+import pytest
+
+from rlhf_ray.config import DataConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.recipes.dialogue import Case, DialogueRecipe, Skill, demonstrate
+from rlhf_ray.recipes.dialogue_gold import gold_score, judge, remark
+from rlhf_ray.recipes.dialogue_phrases import PROBLEMS, REMEDY_KEYS, STEP_KEYS
+
+PERFECT = Skill(*[0.0] * 10)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> DialogueRecipe:
+    return DialogueRecipe(DataConfig(), seed=0)
+
+
+def test_there_are_two_thousand_distinct_prompts_and_two_hundred_held_out(recipe: DialogueRecipe) -> None:
+    texts = {prompt.messages[0].content for prompt in (*recipe.train_prompts, *recipe.held_out_prompts)}
+    assert len(texts) == len(recipe.train_prompts) + len(recipe.held_out_prompts) >= 2000
+    assert len(recipe.held_out_prompts) == 200
+
+
+def test_no_training_text_is_about_a_held_out_case(recipe: DialogueRecipe) -> None:
+    held_out = {recipe.case(prompt) for prompt in recipe.held_out_prompts}
+    trained = {recipe.case(exchange.prompt) for exchange in recipe.demonstrations()}
+    assert not held_out & trained
+    questions = {prompt.messages[0].content for prompt in recipe.held_out_prompts}
+    assert not questions & {exchange.prompt.messages[0].content for exchange in recipe.demonstrations()}
+
+
+def test_two_recipes_of_one_seed_are_equal_and_of_two_seeds_differ(recipe: DialogueRecipe) -> None:
+    assert DialogueRecipe(DataConfig(), seed=0).demonstrations() == recipe.demonstrations()
+    assert DialogueRecipe(DataConfig(), seed=1).demonstrations() != recipe.demonstrations()
+
+
+def test_demonstrations_are_of_mixed_quality(recipe: DialogueRecipe) -> None:
+    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in recipe.demonstrations()]
+    assert 0.4 < statistics.fmean(gold) < 0.6
+    assert min(gold) < 0.1 < 0.95 < max(gold)
+
+
+def test_a_perfect_answer_to_every_case_scores_one() -> None:
+    rng = random.Random(0)
+    for problem in PROBLEMS:
+        for _ in range(20):
+            answer = demonstrate(Case("blue lamp", problem), PERFECT, rng)
+            assert gold_score("blue lamp", problem.name, answer) == pytest.approx(1.0), answer
+
+
+def test_no_single_answer_wins_over_all_prompts(recipe: DialogueRecipe) -> None:
+    rng = random.Random(1)
+    perfect = [demonstrate(recipe.case(prompt), PERFECT, rng) for prompt in recipe.held_out_prompts]
+    best = max(statistics.fmean(recipe.gold(p, answer) for p in recipe.held_out_prompts) for answer in perfect)
+    assert best < 0.55
+
+
+def test_saying_every_remedy_does_not_win(recipe: DialogueRecipe) -> None:
+    everything = " ".join(problem.remedy[0] + " " + problem.step[0] for problem in PROBLEMS)
+    prompt = recipe.held_out_prompts[0]
+    thing = recipe.case(prompt).thing
+    assert recipe.gold(prompt, f"Thank you for writing. Your {thing}. {everything} We are glad to help.") < 0.3
+
+
+GOOD = (
+    "Thank you for writing. Sorry to hear your blue lamp arrived broken. We will send a new one. "
+    "Please throw the pieces away. We are glad to help."
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "aspect", "value"),
+    [
+        (("blue lamp", "red lamp"), "on_topic", 0.5),
+        (("We will send a new one.", "We will email you the pages."), "on_topic", 0.5),
+        (("Please throw the pieces away. ", ""), "complete", 0.5),
+        (("Thank you for writing.", "You again."), "polite", 0.0),
+        ((" We are glad to help.", ""), "polite", 0.5),
+        (("We will send a new one.", "We will send a new one. We will send a new one."), "no_repetition", 0.5),
+    ],
+)
+def test_each_fault_costs_its_aspect(change: tuple[str, str], aspect: str, value: float) -> None:
+    assert change[0] in GOOD
+    assert judge("blue lamp", "broken", GOOD).gold == 1.0
+    assert getattr(judge("blue lamp", "broken", GOOD.replace(*change)), aspect) == value
+
+
+def test_the_remark_names_the_worst_fault() -> None:
+    assert "thank" in remark("blue lamp", "broken", GOOD)
+    assert "rude" in remark("blue lamp", "broken", GOOD.replace("Thank you for writing.", "You again."))
+
+
+def test_an_empty_answer_is_worth_nothing() -> None:
+    assert gold_score("blue lamp", "broken", "") == 0.0
+
+
+def test_each_remedy_and_step_is_recognised_by_its_own_key_alone() -> None:
+    for keys, field in ((REMEDY_KEYS, "remedy"), (STEP_KEYS, "step")):
+        for problem in PROBLEMS:
+            for sentence in getattr(problem, field):
+                spoken = judge("blue lamp", problem.name, sentence)
+                part = spoken.on_topic if field == "remedy" else spoken.complete
+                assert part == 0.5, (sentence, keys[problem.name])
+
+
+def test_more_prompts_than_the_world_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.prompts=4000"):
+        DialogueRecipe(DataConfig(prompts=4000), seed=0)

@@ -1,0 +1,84 @@
+"""The config tree: what it accepts, and how it says no."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config import Config, dump_config, known_keys, load_config
+from rlhf_ray.errors import ConfigError
+
+
+def test_the_defaults_are_a_whole_config() -> None:
+    assert load_config() == Config()
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(None, ["run.id=x", "run.from=runs/other", "ppo.kl.target=6", "reward_model.backbone=encoder"])
+    path = tmp_path / "x.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("ppo: {steps: 7, epochs: 3}\n")
+    config = load_config(path, ["ppo.steps=9"])
+    assert (config.ppo.steps, config.ppo.epochs) == (9, 3)
+
+
+def test_the_run_is_named_after_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "My run.yaml"
+    path.write_text("seed: 3\n")
+    assert load_config(path).run.id == "my-run"
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("ppo.kl.coeff=1", "ppo.kl.coef"), ("rollouts.top_p=1", "rollout")])
+def test_an_unknown_key_names_the_nearest_known_one(wrong: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"nearest known key: '{near}"):
+        load_config(None, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("ppo.steps", "dotted.key=value"),
+        ("ppo.steps=0", "ppo.steps"),
+        ("ppo.clip=wide", "ppo.clip"),
+        ("seed.x=1", "seed"),
+        ("run.id=../up", "run.id"),
+        ("ppo.minibatch=33", "ppo.minibatch=33 does not divide"),
+        ("rollout.max_tokens=900", "leaves no room"),
+        ("model.heads=3", "model.heads=3"),
+        ("recipe=preferences", "needs data.path"),
+        ("data.prompts=100", "data.held_out"),
+        ("ppo.advantage=magic", "ppo.advantage"),
+        ("seed={", "not YAML"),
+    ],
+)
+def test_an_impossible_value_is_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, [override])
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    assert load_config(None, ["ppo.learning_rate=1e-4"]).ppo.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n", "\t: x"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_every_key_is_documented() -> None:
+    schema = Config.model_json_schema(by_alias=True)
+    sections = [schema, *schema["$defs"].values()]
+    assert len(list(known_keys())) > 80
+    assert all(section.get("description") for section in sections)

@@ -1,0 +1,77 @@
+"""Roles without Ray, vLLM or torch: they note the order in which they are called."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling
+
+
+class Tokenizer:
+    """Characters as tokens; 0 ends."""
+
+    model_max_length = 64
+    eos_token_id = 0
+    all_special_tokens: tuple[str, ...] = ()
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: object) -> str:
+        return turns[-1]["content"]
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids: Sequence[int], **_: object) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+
+class Roles:
+    """All four, with one log of events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.weights_step = 0
+        self.prepared: tuple[list[Rollout], list[float]] = ([], [])
+        self.loaded: Path | None = None
+        self.generators = self.scorers = self.learner = self.handoff = self
+
+    def generate(self, requests: Sequence[GenerationRequest], _: Sampling) -> list[Rollout]:
+        self.events.append("generate")
+        self.requests = list(requests)
+        return [
+            Rollout(r.rollout_id, r.prompt_id, r.prompt_ids, (65 + r.seed % 26, 0), (-1.0, -0.5), self.weights_step, "stop")
+            for r in requests
+        ]
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        self.events.append("score")
+        return [float(ord(exchange.response[0])) for exchange in exchanges]
+
+    def prepare(self, rollouts: list[Rollout], rewards: list[float]) -> SimpleNamespace:
+        self.events.append("prepare")
+        self.prepared = (rollouts, rewards)
+        return SimpleNamespace(metrics={"objective/kl": 0.5, "objective/scores": sum(rewards) / len(rewards)})
+
+    def update(self, _: SimpleNamespace) -> dict[str, float]:
+        self.events.append("update")
+        self.weights_step += 1
+        return {"loss/policy_avg": 0.1}
+
+    def publish(self, step: int) -> dict[str, float]:
+        assert step == self.weights_step
+        self.events.append("publish")
+        return {"sync/verified": 1.0}
+
+    def save(self, folder: Path, step: int, *, keep: int) -> None:
+        self.events.append(f"save {step}")
+
+    def load(self, path: Path) -> None:
+        self.loaded = path
+
+
+def make_prompts(n: int) -> list[Prompt]:
+    return [Prompt(f"p{i}", (Message("user", f"question {i}"),), f"p{i}") for i in range(n)]
+
+
+def stale(rollout: Rollout, by: int) -> Rollout:
+    return replace(rollout, weights_step=rollout.weights_step - by)

@@ -1,0 +1,52 @@
+"""A run folder belongs to one config and one process."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config import load_config
+from rlhf_ray.errors import ConfigError, InputError
+from rlhf_ray.training.run_folder import RunFolder, existing_run
+
+
+def config(tmp_path: Path, *overrides: str):
+    return load_config(None, [f"run.root={tmp_path}", "run.id=r", *overrides])
+
+
+def test_opening_saves_the_resolved_config(tmp_path: Path) -> None:
+    RunFolder.open(config(tmp_path, "seed=5")).close()
+    assert load_config(tmp_path / "r" / "config.yaml").seed == 5
+
+
+def test_another_config_is_refused_with_the_keys_that_differ_and_nothing_changes(tmp_path: Path) -> None:
+    RunFolder.open(config(tmp_path)).close()
+    with pytest.raises(ConfigError, match=r"seed \(0 -> 1\)"):
+        RunFolder.open(config(tmp_path, "seed=1"))
+    assert load_config(tmp_path / "r" / "config.yaml").seed == 0
+
+
+def test_more_steps_are_a_resumption_and_not_another_run(tmp_path: Path) -> None:
+    RunFolder.open(config(tmp_path)).close()
+    RunFolder.open(config(tmp_path, "ppo.steps=999", "checkpoint.every=3")).close()
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
+    first = RunFolder.open(config(tmp_path))
+    with pytest.raises(ConfigError, match="being written by process"):
+        RunFolder.open(config(tmp_path))
+    first.close()
+    RunFolder.open(config(tmp_path)).close()
+
+
+def test_a_folder_that_no_run_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run folder"):
+        existing_run(tmp_path)
+
+
+def test_json_appears_whole_and_reads_back(tmp_path: Path) -> None:
+    folder = RunFolder.open(config(tmp_path))
+    assert folder.read_json("x.json") is None
+    folder.write_json("x.json", {"a": [1, "ü"]})
+    assert folder.read_json("x.json") == {"a": [1, "ü"]}
+    assert not list(folder.path.glob(".x.json*"))
+    folder.close()

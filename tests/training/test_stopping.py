@@ -1,0 +1,32 @@
+"""Signals: noted where a step can be finished, at once everywhere else."""
+
+import os
+import signal
+
+import pytest
+
+from rlhf_ray.errors import Interrupted
+from rlhf_ray.training.stopping import Stopping
+
+
+def test_outside_a_loop_a_signal_stops_at_once_with_its_exit_code() -> None:
+    stopping = Stopping()
+    with stopping.listening(), pytest.raises(Interrupted) as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stopped.value.exit_code == 130
+
+
+def test_inside_a_loop_the_first_is_noted_and_the_second_stops() -> None:
+    stopping = Stopping()
+    with stopping.listening(), stopping.graceful():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.asked is signal.SIGTERM
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_afterwards_the_former_handlers_are_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Stopping().listening():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
