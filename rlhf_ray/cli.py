@@ -79,7 +79,7 @@ def reward(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 @app.command()
 def ppo(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """PPO from a base policy and a reward model: those of this run, of `run.from`, or of model.path and reward_model.path."""
+    """PPO from a base policy and a reward model: this run's, those of `run.from`, or given folders."""
     _run(_load(config, overrides), "ppo")
 
 
@@ -174,7 +174,9 @@ def feedback_stats(
         if by in (None, key)
     }
     if as_json:
-        _print_json({"rows": stats.rows, "by_kind": stats.by_kind, **{f"by_{key}": rows for key, rows in tallies.items()}})
+        _print_json(
+            {"rows": stats.rows, "by_kind": stats.by_kind, **{f"by_{key}": rows for key, rows in tallies.items()}}
+        )
         return
     kinds = ", ".join(f"{n} {kind}s" for kind, n in stats.by_kind.items()) or "nothing"
     typer.echo(f"{stats.rows} rows: {kinds}")

@@ -100,7 +100,7 @@ class FeedbackConfig(Section):
 
     store: str | None = None
     """Database URL; by default `feedback.db` in the run folder."""
-    prompts: Count = 1500
+    prompts: Count = 2000
     """Training prompts whose answers are judged."""
     answers: Annotated[int, Field(ge=2, le=16)] = 4
     """Answers sampled and ranked a prompt."""
@@ -122,7 +122,9 @@ class RewardModelConfig(Section):
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
-    fit: FitConfig = FitConfig(learning_rate=5e-4, batch_size=32, max_epochs=3, eval_every=100, patience=3, min_improvement=0.002)
+    fit: FitConfig = FitConfig(
+        learning_rate=5e-4, batch_size=32, max_epochs=3, eval_every=100, patience=3, min_improvement=0.002
+    )
 
 
 class RolloutConfig(Section):
@@ -239,8 +241,8 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    pretrain: FitConfig = FitConfig()
-    sft: FitConfig = FitConfig(learning_rate=1.5e-3)
+    pretrain: FitConfig = FitConfig(min_improvement=0.02)
+    sft: FitConfig = FitConfig(min_improvement=0.01)
     feedback: FeedbackConfig = FeedbackConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -261,6 +263,8 @@ class Config(Section):
                 f"rollout.max_tokens={self.rollout.max_tokens} leaves no room for a prompt "
                 f"in model.context={self.model.context}"
             )
+        if self.ppo.kl.target is not None and self.ppo.kl.coef == 0:
+            raise ValueError("ppo.kl.coef=0 cannot be adapted to ppo.kl.target: give it a value to start from")
         if self.model.hidden % self.model.heads:
             raise ValueError(f"model.heads={self.model.heads} does not divide model.hidden={self.model.hidden}")
         if self.recipe == "preferences" and self.data.path is None:

@@ -33,16 +33,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> P
 
     It may hold fewer than `vocabulary` tokens where the texts have fewer merges to give.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, START, END, *ROLE_TOKENS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_bpe(texts, vocabulary=vocabulary, specials=[PAD, START, END, *ROLE_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -54,6 +45,21 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> P
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )
+
+
+def byte_level_bpe(texts: Iterable[str], *, vocabulary: int, specials: list[str]) -> Tokenizer:
+    """Merges of bytes learned from `texts`, the same from the same texts; the special tokens come first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def new_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> LlamaForCausalLM:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import normalizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -20,7 +20,7 @@ from transformers import (
 from rlhf_ray.algo.batching import by_length, pad
 from rlhf_ray.errors import ModelError
 from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, read_folder, save_folder
-from rlhf_ray.models.policy import load_tokenizer, prompt_text, without_specials
+from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
 from rlhf_ray.types import Exchange, Message
 
 BATCH_TOKENS = 4096
@@ -109,7 +109,7 @@ def new_reward_model(
     """An untrained reward model; the same seed gives the same weights.
 
     `decoder`: the body and tokenizer of the base policy with a new head. `encoder`: a new BERT of the base policy's
-    size, with a WordPiece tokenizer learned from `texts`.
+    size, with a tokenizer learned from `texts`.
     """
     read_folder(base, "base policy")
     policy_tokenizer = load_tokenizer(base)
@@ -121,7 +121,9 @@ def new_reward_model(
             )
             return RewardModel(model, policy_tokenizer)
         config = AutoConfig.from_pretrained(str(base), local_files_only=True)
-        tokenizer = _train_wordpiece(texts, vocabulary=config.vocab_size, context=2 * policy_tokenizer.model_max_length)
+        tokenizer = _encoder_tokenizer(
+            texts, vocabulary=config.vocab_size, context=2 * policy_tokenizer.model_max_length
+        )
         return RewardModel(_new_bert(config, tokenizer), tokenizer)
 
 
@@ -152,15 +154,15 @@ def _new_bert(base: Any, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceC
     )
 
 
-def _train_wordpiece(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """BERT's kind of tokenizer: lower case, words and pieces of words, [CLS] before and [SEP] after the text."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+def _encoder_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """Pieces of words, upper and lower case alike, [CLS] before and [SEP] after a text as BERT has it.
+
+    Byte-level BPE: WordPiece's trainer gives its pieces other numbers each time.
+    """
+    tokenizer = byte_level_bpe(
+        (text.lower() for text in texts), vocabulary=vocabulary, specials=["[PAD]", "[CLS]", "[SEP]"]
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -169,10 +171,8 @@ def _train_wordpiece(texts: Iterable[str], *, vocabulary: int, context: int) -> 
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
-        unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        mask_token="[MASK]",
         model_max_length=context,
         padding_side="right",
     )

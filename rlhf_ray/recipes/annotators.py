@@ -73,15 +73,15 @@ def annotate(
         for index, answer in enumerate(answers):
             stars = 1 + 4 * quality[index] + annotator.bias + rng.gauss(0, config.rating_noise)
             value = float(min(5, max(1, round(stars))))
-            yield Feedback(id=f"{run_id}:{prompt.id}:rating:{index}", answers=(answer,), rating=Rating(value=value), **common)
+            yield Feedback(
+                id=f"{run_id}:{prompt.id}:rating:{index}", answers=(answer,), rating=Rating(value=value), **common
+            )
         first = answers[order[0]]
         text = remark(prompt, first.text)
         yield Feedback(id=f"{run_id}:{prompt.id}:comment", answers=(first,), comment=Comment(text=text), **common)
 
 
-def rank(
-    quality: Sequence[float], *, order: Sequence[int], flip: float, rng: random.Random
-) -> tuple[int, ...]:
+def rank(quality: Sequence[float], *, order: Sequence[int], flip: float, rng: random.Random) -> tuple[int, ...]:
     """Competition ranks, best first, found as people do: each answer is compared with those already in place.
 
     Every comparison comes out the wrong way round with probability `flip`. Answers of about equal quality share a rank.

@@ -5,9 +5,10 @@ good answer thanks, repeats the right thing and trouble, promises the remedy tha
 step and closes kindly. Demonstrations were written by people of mixed skill: each piece of each is right or flawed
 by a coin of its own, so that imitation alone ends at about half of what is possible.
 
-Held-out prompts are combinations of thing and problem that no training text contains.
+Held-out prompts are about combinations of thing and problem that no training text contains.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rlhf_ray.recipes.dialogue_gold import gold_score, remark
 from rlhf_ray.recipes.dialogue_phrases import COLOURS, ITEMS, PROBLEMS, Problem
 from rlhf_ray.types import Exchange, Message, Prompt
 
+PROMPTS_A_CASE = 4
 DEMONSTRATIONS_A_PROMPT = 3
 
 
@@ -50,15 +52,12 @@ class DialogueRecipe:
     """The generated shop. Two recipes of one seed are equal."""
 
     def __init__(self, data: DataConfig, *, seed: int) -> None:
-        cases = [Case(f"{colour} {item}", problem) for colour in COLOURS for item in ITEMS for problem in PROBLEMS]
-        if data.prompts > len(cases):
-            raise ConfigError(f"data.prompts={data.prompts}: this world has {len(cases)} distinct cases; ask for fewer")
         self._rng = random.Random(f"dialogue/{seed}")
-        chosen = self._rng.sample(cases, data.prompts)
-        prompts = [self._prompt(index, case) for index, case in enumerate(chosen)]
-        self._cases = {prompt.id: case for prompt, case in zip(prompts, chosen, strict=True)}
-        self.held_out_prompts: Sequence[Prompt] = prompts[: data.held_out]
-        self.train_prompts: Sequence[Prompt] = prompts[data.held_out :]
+        cases = [Case(f"{colour} {item}", problem) for colour in COLOURS for item in ITEMS for problem in PROBLEMS]
+        self._rng.shuffle(cases)
+        self._cases: dict[str, Case] = {}
+        self.held_out_prompts: Sequence[Prompt] = self._ask(cases, data.held_out)
+        self.train_prompts: Sequence[Prompt] = self._ask(cases, data.prompts - data.held_out)
         self._demonstrations = [
             Exchange(prompt, demonstrate(self._cases[prompt.id], Skill(), self._rng))
             for prompt in self.train_prompts
@@ -88,16 +87,25 @@ class DialogueRecipe:
         case = self._cases[prompt.id]
         return remark(case.thing, case.problem.name, response)
 
-    def _prompt(self, index: int, case: Case) -> Prompt:
-        rng = self._rng
-        sentences = (
-            rng.choice(phrases.GREETINGS),
-            rng.choice(case.problem.complaints).format(thing=case.thing),
-            rng.choice(phrases.ENDINGS),
-        )
-        text = " ".join(sentence for sentence in sentences if sentence)
-        name = f"p{index}"
-        return Prompt(name, (Message("user", text),), group=name)
+    def _ask(self, cases: list[Case], n: int) -> list[Prompt]:
+        """`n` distinct prompts, a few to each case; takes the cases away, so that no other prompt is about them."""
+        prompts: list[Prompt] = []
+        while len(prompts) < n:
+            if not cases:
+                raise ConfigError(f"data.prompts: this world has no more than {len(self._cases)} prompts; ask for fewer")
+            case = cases.pop()
+            group = f"case-{len(cases)}"
+            for place, text in enumerate(self._rng.sample(questions(case), PROMPTS_A_CASE)[: n - len(prompts)]):
+                prompts.append(Prompt(f"{group}-{place}", (Message("user", text),), group=group))
+                self._cases[prompts[-1].id] = case
+        return prompts
+
+
+def questions(case: Case) -> list[str]:
+    """Every way in which a customer may put a case."""
+    complaints = [complaint.format(thing=case.thing) for complaint in case.problem.complaints]
+    ways = itertools.product(phrases.GREETINGS, complaints, phrases.ENDINGS)
+    return [" ".join(sentence for sentence in way if sentence) for way in ways]
 
 
 def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:

@@ -25,9 +25,7 @@ class Sampled(NamedTuple):
 class Engine(Protocol):
     """What samples: vLLM (`vllm_engine.py`), or a fake in tests."""
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Sampled]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
         """One response a prompt, in the prompts' order; equal seeds draw equal numbers."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -72,7 +70,7 @@ class Generator:
         ]
 
     def load_weights(self, flat: FlatWeights) -> WeightsReceipt:
-        """Loads what was pushed once its hash holds, and hands back the proof. Sampling stays barred until `release`."""
+        """Loads what was pushed once its hash holds, and hands back the proof; it may sample again after `release`."""
         start = time.monotonic()
         self.released = False
         sha256 = digest(flat.index, flat.buffer)
@@ -86,9 +84,7 @@ class Generator:
         self.weights_step = flat.weights_step
         return WeightsReceipt(flat.weights_step, sha256, flat.buffer.nbytes, time.monotonic() - start)
 
-    def probe(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
-    ) -> list[Sampled]:
+    def probe(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]) -> list[Sampled]:
         """Responses that only serve to verify the weights; needs no release."""
         return self._sample(prompts, sampling, seeds)
 
@@ -107,14 +103,16 @@ class Generator:
             raise InfrastructureError(f"{self.name} holds weights step {self.weights_step}, step {wanted} is wanted")
         return self.weights_step
 
-    def _sample(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Sampled]:
+    def _sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
         sampled = self.engine.generate(prompts, sampling, seeds)
         if len(sampled) != len(prompts):
             raise InfrastructureError(f"{self.name} was given {len(prompts)} prompts and answered {len(sampled)}")
         for answer in sampled:
-            if not answer.ids or len(answer.ids) != len(answer.logprobs) or not all(map(math.isfinite, answer.logprobs)):
+            if (
+                not answer.ids
+                or len(answer.ids) != len(answer.logprobs)
+                or not all(map(math.isfinite, answer.logprobs))
+            ):
                 raise InfrastructureError(
                     f"{self.name} sampled {len(answer.ids)} tokens with log-probs {answer.logprobs[:8]}: "
                     "each token needs a finite one"

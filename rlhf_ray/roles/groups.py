@@ -111,11 +111,15 @@ class LearnerGroup(Group):
 
     def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
         """Advantages for a step's rollouts, kept with the learner for `update`; returns metrics."""
-        return self._answer(self.actor.prepare.remote(rollouts, scores), f"preparing {len(rollouts)} rollouts")
+        metrics: dict[str, float] = self._answer(
+            self.actor.prepare.remote(rollouts, scores), f"preparing {len(rollouts)} rollouts"
+        )
+        return metrics
 
     def update(self) -> dict[str, float]:
         """Learns from what was prepared last; returns metrics."""
-        return self._answer(self.actor.update.remote(), "updating")
+        metrics: dict[str, float] = self._answer(self.actor.update.remote(), "updating")
+        return metrics
 
     def push_weights(self) -> PushedWeights:
         """The policy's weights in the object store; they do not pass through this process."""
@@ -127,15 +131,20 @@ class LearnerGroup(Group):
     ) -> list[list[float]]:
         """Log-probs of each (prompt, response)'s response tokens under the policy as it stands."""
         doing = f"computing log-probs of {len(sequences)} responses"
-        return self._answer(self.actor.logprobs_of.remote(sequences, sampling), doing)
+        logprobs: list[list[float]] = self._answer(self.actor.logprobs_of.remote(sequences, sampling), doing)
+        return logprobs
 
     def mean_kl(self, rollouts: Sequence[Rollout]) -> float:
         """KL to the reference in nats a response, estimated on rollouts of the policy as it stands."""
-        return self._answer(self.actor.mean_kl.remote(rollouts), f"estimating KL on {len(rollouts)} rollouts")
+        kl: float = self._answer(self.actor.mean_kl.remote(rollouts), f"estimating KL on {len(rollouts)} rollouts")
+        return kl
 
-    def save(self, folder: Path, step: int) -> None:
-        """Writes a checkpoint."""
-        self._answer(self.actor.save.remote(folder, step), f"saving the checkpoint of step {step}")
+    def save(self, folder: Path, step: int) -> str | None:
+        """Writes a checkpoint; where the disk refuses it, says why."""
+        refused: str | None = self._answer(
+            self.actor.save.remote(folder, step), f"saving the checkpoint of step {step}"
+        )
+        return refused
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""

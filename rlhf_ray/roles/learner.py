@@ -27,7 +27,7 @@ from rlhf_ray.algo.losses import (
 from rlhf_ray.algo.shaping import RunningNorm, end_penalty, token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
-from rlhf_ray.models.checkpoint import Checkpoint, save_checkpoint
+from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
 from rlhf_ray.models.folder import quiet_transformers
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
@@ -40,7 +40,7 @@ BAD_UPDATES_ALLOWED = 3
 
 
 class Learner:
-    """One rank that learns. `weights_step` counts its updates; every method is deterministic given the config's seed."""
+    """One rank that learns. `weights_step` counts its updates; all methods are deterministic given the seed."""
 
     def __init__(
         self, policy: PreTrainedModel, *, reference: PreTrainedModel, critic: nn.Module, config: Config, base: Path
@@ -143,8 +143,8 @@ class Learner:
         reference = self._forward(tokens, lambda rows: (self._logprobs(self.reference, rows)[0],))[0]
         return float((kl_per_token(logprobs, reference, self.ppo.kl.estimator) * tokens.mask).sum(1).mean())
 
-    def save(self, folder: Path, step: int) -> None:
-        """A checkpoint of everything that decides the rest of the run."""
+    def save(self, folder: Path, step: int) -> str | None:
+        """A checkpoint of everything that decides the rest of the run; where the disk refuses it, why."""
         tensors = {"policy": self.policy.state_dict(), "critic": self.critic.state_dict()}
         for name, optimizer in self.optimizers.items():
             moments = optimizer.state_dict()["state"]
@@ -157,7 +157,12 @@ class Learner:
             "kl": asdict(self.kl),
             "reward_norm": asdict(self.reward_norm),
         }
-        save_checkpoint(folder, step, tensors=tensors, state=state)
+        try:
+            save_checkpoint(folder, step, tensors=tensors, state=state)
+            prune(folder, self.config.checkpoint.keep)
+        except OSError as error:
+            return str(error)
+        return None
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
@@ -195,7 +200,11 @@ class Learner:
         )
         entropy = masked_mean(entropy_from_logits(logits), mask)
         value_loss = value_loss_clipped(
-            self._values(tokens), batch.values[index, :width], batch.returns[index, :width], mask, clip=self.ppo.value_clip
+            self._values(tokens),
+            batch.values[index, :width],
+            batch.returns[index, :width],
+            mask,
+            clip=self.ppo.value_clip,
         )
         loss = policy_loss - self.ppo.entropy_coef * entropy + self.ppo.value_coef * value_loss
         for optimizer in self.optimizers.values():
@@ -241,7 +250,7 @@ class Learner:
         return tokens.at_predictions(outputs)
 
     def _own_logprobs(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        """(B, T) each: log-probs to learn with, entropy, log-probs as the engine samples, and where those are unsure."""
+        """(B, T) each: log-probs to learn with, entropy, log-probs as the engine samples, where those are unsure."""
 
         def one(rows: Tokens) -> tuple[Tensor, ...]:
             logprobs, logits = self._logprobs(self.policy, rows)

@@ -12,47 +12,234 @@ A CPU here is a seat, not a core: in a synchronous step one role works at a time
 import contextlib
 import logging
 import os
-import queue
-import socket
-import threading
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import ray
 
 from rlhf_ray.config import Config, ResourcesConfig
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.reward import load_reward_model
-from rlhf_ray.roles.calls import Done, Line, gather, stream
-from rlhf_ray.roles.generator import Engine, Generator
+from rlhf_ray.roles.actors import GeneratorActor, LearnerActor, ScorerActor
+from rlhf_ray.roles.calls import gather, stream
+from rlhf_ray.roles.generator import Engine
 from rlhf_ray.roles.groups import GeneratorGroup, Group, LearnerGroup, ScorerGroup
-from rlhf_ray.roles.scorer import Scorer, Scoring
+from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.scorer import Scoring
+from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
 
+_G = TypeVar("_G", bound=Group)
 RoleName = Literal["generator", "scorer", "learner"]
-CONNECT_S = 10
+CONNECT_S = 30
 
 
-class _Resident:
-    """What every actor can say of itself."""
+class Placement:
+    """A Ray cluster with this run's actors on it. Use as a context manager: leaving it ends them."""
 
-    def whereabouts(self) -> str:
-        """Node and process; the first answer also says that the actor is ready."""
-        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, pid {os.getpid()})"
+    def __init__(self, config: Config, *, started: bool) -> None:
+        self.config = config
+        self.started = started
+        """Whether Ray itself is ours to stop."""
+        self.threads = config.resources.threads or _usable_cores(local=started)
+        self._groups: list[Group] = []
+
+    def start_generators(
+        self, model: Path, *, weights_step: int | None = None, make_engine: Callable[[], Engine] | None = None
+    ) -> GeneratorGroup:
+        """`rollout.generators` engines on a policy folder; with a `weights_step` they may sample from it at once.
+
+        Returns before they are ready, as every `start_` method does: start all, then `wait_ready`.
+        """
+        resources = self.config.resources
+        make_engine = make_engine or partial(
+            VllmEngine,
+            model,
+            context=self.config.model.context,
+            kv_cache_mib=resources.kv_cache_mib,
+            compile=resources.compile_engine,
+            seed=self.config.seed,
+        )
+        names = [f"generator-{i}" for i in range(self.config.rollout.generators)]
+        remote = ray.remote(GeneratorActor).options(**self.options("generator"))
+        actors = {name: remote.remote(make_engine, name=name, weights_step=weights_step) for name in names}
+        return self._add(GeneratorGroup(actors, deadline_s=resources.call_deadline_s))
+
+    def start_scorers(self, model: Path, *, load: Callable[[], Scoring] | None = None) -> ScorerGroup:
+        """`resources.scorers` copies of the reward model of a folder."""
+        load = load or partial(load_reward_model, model)
+        names = [f"scorer-{i}" for i in range(self.config.resources.scorers)]
+        remote = ray.remote(ScorerActor).options(**self.options("scorer"))
+        actors = {name: remote.remote(load, name=name) for name in names}
+        return self._add(ScorerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
+
+    def start_learner(self, make_learner: Callable[[], Learner]) -> LearnerGroup:
+        """The learner that `make_learner` makes in the actor, such as `partial(Learner.from_folder, base, config)`."""
+        remote = ray.remote(LearnerActor).options(**self.options("learner"))
+        actors = {"learner": remote.remote(make_learner)}
+        return self._add(LearnerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
+
+    def wait_ready(self) -> None:
+        """Returns once every actor started so far has its model; they start side by side.
+
+        Raises the first one's own error, or `DeadlineExceeded` after `resources.start_deadline_s`.
+        """
+        waiting = [group for group in self._groups if not group.nodes]
+        calls = {name: actor.whereabouts.remote() for group in waiting for name, actor in group.actors.items()}
+        nodes = gather(calls, deadline_s=self.config.resources.start_deadline_s, doing="starting")
+        for group in waiting:
+            group.nodes = {name: nodes[name] for name in group.actors}
+
+    def run_task(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        doing: str,
+        deadline_s: float,
+        role: RoleName = "learner",
+        on_line: Callable[[str], None] = print,
+        **kwargs: Any,
+    ) -> Any:
+        """`function(*args, **kwargs)` in a process of its own with a role's resources.
+
+        Each line that it prints goes to `on_line` at once.
+        """
+        remote = ray.remote(with_lines).options(**self.options(role, actor=False), num_returns="streaming")
+        task = remote.remote(function, args, kwargs)
+        return stream(task, name=function.__name__, deadline_s=deadline_s, doing=doing, on_line=on_line)
+
+    def options(self, role: RoleName, *, actor: bool = True) -> dict[str, Any]:
+        """What Ray is told about a role."""
+        restarts: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0} if actor else {"max_retries": 0}
+        return {
+            "num_cpus": 1,
+            "num_gpus": _gpus(self.config.resources, role),
+            "runtime_env": {"env_vars": _environment(self.threads)},
+            **restarts,
+        }
+
+    def stop(self, group: Group) -> None:
+        """Ends a group's actors and frees what they hold."""
+        self._groups.remove(group)
+        for actor in group.actors.values():
+            ray.kill(actor)
+
+    def stop_actors(self) -> None:
+        """Ends all of this run's actors."""
+        for group in list(self._groups):
+            self.stop(group)
+
+    def shutdown(self) -> None:
+        """Ends this run's actors, and Ray where it was started for the run."""
+        self.stop_actors()
+        ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def _add(self, group: _G) -> _G:
+        self._groups.append(group)
+        return group
 
 
-class GeneratorActor(_Resident, Generator):
-    """A generator that makes its engine where it runs."""
+def start_ray(config: Config) -> Placement:
+    """A local Ray for this run alone, or the cluster at `resources.address`.
 
-    def __init__(self, make_engine: Callable[[], Engine], *, name: str, weights_step: int | None) -> None:
-        super().__init__(make_engine(), name=name, weights_step=weights_step)
+    Raises `ConfigError` where this machine lacks what the roles ask for, `InfrastructureError` where no cluster
+    answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.resources.address is not None:
+        _join(config.resources.address)
+        return Placement(config, started=False)
+    seats = config.rollout.generators + config.resources.scorers + 2  # the learner, and a supervised fit
+    ray.init(
+        address="local",
+        num_cpus=max(seats, _cores()),
+        include_dashboard=False,
+        log_to_driver=False,  # vLLM's chatter stays in Ray's log folder; progress comes by `run_task`
+        logging_level=logging.ERROR,
+    )
+    wanted = (
+        config.resources.generator_gpus * config.rollout.generators
+        + config.resources.scorer_gpus * config.resources.scorers
+        + config.resources.learner_gpus
+    )
+    there = ray.cluster_resources().get("GPU", 0)
+    if wanted > there:
+        ray.shutdown()
+        raise ConfigError(
+            f"resources.*_gpus ask for {wanted:g} GPUs and this machine has {there:g}; set them to 0 to run on CPU, "
+            "or resources.address to a cluster that has them"
+        )
+    return Placement(config, started=True)
 
 
-class ScorerActor(_Resident, Scorer):
-    """A scorer that loads its reward model where it runs."""
+def _join(address: str) -> None:
+    """Connects to a running cluster. Ray itself waits for minutes where none answers, so a child tries first."""
+    # a driver that joins by address does not turn authentication on by itself, though its token lies ready
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-    def __init__(self, load: Callable[[], Scoring], *, name: str) -> None:
-        super().__init__(load(), name=name)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    attempt = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    try:
+        subprocess.run([sys.executable, "-c", attempt], timeout=CONNECT_S, check=True, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {CONNECT_S} s"
+    except subprocess.CalledProcessError as error:
+        why = next((line for line in reversed(error.stderr.splitlines()) if line.strip()), "it was refused")
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    raise InfrastructureError(
+        f"cannot join the Ray cluster at resources.address={address}: {why}; is it up, and does RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH name its token? Leave resources.address out to run on this machine"
+    )
+
+
+def _gpus(resources: ResourcesConfig, role: RoleName) -> float:
+    return {
+        "generator": resources.generator_gpus,
+        "scorer": resources.scorer_gpus,
+        "learner": resources.learner_gpus,
+    }[role]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Read when a role's process starts; OpenMP cannot be told later."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that wait by spinning take the cores from the role whose turn it is: with two threads a role on two
+        # cores and one other busy process, sampling went from 1 s to 15 s; waiting passively it stayed at 1 s.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _usable_cores(*, local: bool) -> int:
+    """Cores that every role finds where it runs."""
+    if local:
+        return _cores()
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return max(1, min((cpus for cpus in nodes if cpus), default=1))
+
+
+def _cores() -> int:
+    """Cores of this machine that the process may use: fewer than there are in a container with a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max": no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

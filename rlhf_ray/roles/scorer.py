@@ -27,7 +27,7 @@ class Scorer:
         return self.name
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """A reward for each exchange, in their order. Raises `InfrastructureError` where one is missing or not finite."""
+        """A reward for each exchange, in their order; `InfrastructureError` where one is missing or not finite."""
         scores = [float(score) for score in self.reward_model.score(exchanges)]
         if len(scores) != len(exchanges):
             raise InfrastructureError(f"{self.name} was given {len(exchanges)} exchanges and scored {len(scores)}")

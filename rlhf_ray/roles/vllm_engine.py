@@ -29,9 +29,15 @@ class VllmEngine:
     """One whole engine. Set the threads by `OMP_NUM_THREADS` before Python starts: later is too late."""
 
     def __init__(
-        self, model_path: Path, *, context: int, kv_cache_mib: int = 256, compile: bool = False, seed: int = 0,
+        self,
+        model_path: Path,
+        *,
+        context: int,
+        kv_cache_mib: int = 256,
+        compile: bool = False,
+        seed: int = 0,
         dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Takes some 20 s, most of it vLLM's imports. In float32 log-probs equal the learner's to about 1e-5."""
         os.environ.update(_ENVIRONMENT)  # read when vLLM is imported
         from vllm import LLM
@@ -58,9 +64,7 @@ class VllmEngine:
             generation_config="vllm",
         )
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Sampled]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
         """One response a prompt, in the prompts' order; it ends at the end token or after `sampling.max_tokens`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind

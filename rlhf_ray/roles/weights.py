@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from rlhf_ray.errors import WeightsMismatch
 from rlhf_ray.types import Sampling, WeightsReceipt
-
-if TYPE_CHECKING:
-    from rlhf_ray.roles.generator import Sampled
 
 CACHE_BLOCK = 128
 """Tokens in one block of vLLM's prefix cache on CPU (16 on GPU); shorter prompts are never read from the cache."""
@@ -96,6 +93,18 @@ def digest(index: Sequence[Piece], buffer: NDArray[np.uint8]) -> str:
     return sha.hexdigest()
 
 
+class ProbeAnswer(Protocol):
+    """A response to a probe; `generator.Sampled`."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """(T)"""
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """(T)"""
+
+
 class WeightsSource(Protocol):
     """The learner, as the hand-off sees it."""
 
@@ -116,7 +125,7 @@ class WeightsSinks(Protocol):
 
     def probe(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
-    ) -> "Mapping[str, Sequence[Sampled]]":
+    ) -> Mapping[str, Sequence[ProbeAnswer]]:
         """Every generator answers every prompt with the weights that it has loaded."""
 
     def release(self, weights_step: int) -> None:
@@ -137,9 +146,15 @@ class WeightsHandoff:
     """
 
     def __init__(
-        self, learner: WeightsSource, generators: WeightsSinks, *, vocabulary: int, context: int, seed: int = 0,
+        self,
+        learner: WeightsSource,
+        generators: WeightsSinks,
+        *,
+        vocabulary: int,
+        context: int,
+        seed: int = 0,
         tolerance: float = TOLERANCE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.learner = learner
         self.generators = generators
         self.vocabulary = vocabulary
@@ -191,7 +206,9 @@ def probe_prompts(
     that they are longer than one cache block, where the context has room; in a shorter one nothing is ever cached.
     """
     length = max(1, min(CACHE_BLOCK + 32, context - PROBE_TOKENS))
-    names = [f"{seed}/step {weights_step}/{i}" for i in range(fresh)] + [f"{seed}/standing/{i}" for i in range(standing)]
+    names = [f"{seed}/step {weights_step}/{i}" for i in range(fresh)] + [
+        f"{seed}/standing/{i}" for i in range(standing)
+    ]
     return [[draw.randrange(vocabulary) for _ in range(length)] for draw in map(random.Random, names)]
 
 
@@ -206,9 +223,13 @@ def check_receipts(receipts: Mapping[str, WeightsReceipt], pushed: PushedWeights
 
 
 def check_probe(
-    name: str, weights_step: int, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]], *,
+    name: str,
+    weights_step: int,
+    expected: Sequence[Sequence[float]],
+    found: Sequence[Sequence[float]],
+    *,
     tolerance: float,
-) -> float:  # fmt: skip
+) -> float:
     """The largest absolute difference; raises `WeightsMismatch` where it passes the tolerance or is no number."""
     worst, place = 0.0, (0, 0)
     for row, (ours, theirs) in enumerate(zip(expected, found, strict=True)):

@@ -59,7 +59,13 @@ def make_base_policy(config: Config, folder: Path, *, say: Say = print) -> dict[
             demonstrations, group=lambda item: item[0].prompt.group, held_out=VALIDATION_SHARE, seed=config.seed
         )
         fits["sft"] = _fit(
-            model, tokenizer, [ids for _, ids in train], [ids for _, ids in validation], config=config, stage="sft", say=say
+            model,
+            tokenizer,
+            [ids for _, ids in train],
+            [ids for _, ids in validation],
+            config=config,
+            stage="sft",
+            say=say,
         )
     save_policy(folder, model, tokenizer)
     return {
@@ -79,7 +85,7 @@ def texts_of(recipe: Recipe) -> Iterator[str]:
 def fitting(
     exchanges: Sequence[Exchange], tokenizer: PreTrainedTokenizerBase, *, config: Config
 ) -> tuple[list[tuple[Exchange, tuple[list[int], int]]], Counter[str]]:
-    """Each exchange with its (token ids, prompt length); those beyond the context raise or are counted, as configured."""
+    """Each exchange with its (token ids, prompt length); those beyond the context raise or are counted."""
     kept, dropped = [], Counter[str]()
     for exchange in exchanges:
         try:

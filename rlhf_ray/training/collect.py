@@ -1,4 +1,4 @@
-"""Feedback into the store, and a frozen snapshot of it: from simulated annotators, or from a file of people's choices."""
+"""Feedback into the store, and a frozen snapshot of it: by simulated annotators or from a file."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,7 @@ from rlhf_ray.types import Exchange, Prompt, Sampling
 Say = Callable[[str], None]
 
 
-def collect_from_people(
-    store: FeedbackStore, recipe: PreferencesRecipe, config: Config, *, say: Say
-) -> dict[str, Any]:
+def collect_from_people(store: FeedbackStore, recipe: PreferencesRecipe, config: Config, *, say: Say) -> dict[str, Any]:
     """Writes the choices of the training side into the store; the held-out side stays out of every training stage."""
     say(f"{config.data.path}: {recipe.described}")
     import_pairs(store, recipe.train_pairs, annotator=config.data.format, sampler=config.data.format)
@@ -45,7 +43,7 @@ def collect_from_annotators(
     wanted = config.feedback
     if wanted.prompts > len(recipe.train_prompts):
         raise DataError(
-            f"feedback.prompts={wanted.prompts} are more than the {len(recipe.train_prompts)} training prompts; ask for fewer"
+            f"feedback.prompts={wanted.prompts} are more than the {len(recipe.train_prompts)} training prompts"
         )
     prompts = PromptStream(recipe.train_prompts, seed=config.seed).batch(0, wanted.prompts)
     sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
@@ -90,5 +88,3 @@ def _freeze(store: FeedbackStore, *, say: Say) -> dict[str, Any]:
     snapshot = store.freeze()
     say(f"feedback: {snapshot.rows} rows frozen as {snapshot.id}, sha256 {snapshot.sha256[:12]}")
     return {"snapshot": snapshot.id, "sha256": snapshot.sha256, "rows": snapshot.rows}
-
-

@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -11,7 +12,9 @@ from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.roles.placement import Cluster, GeneratorGroup
+from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.evaluate import Evaluation, compare, evaluate, shown_samples
 from rlhf_ray.training.loop import Say, resume, train
@@ -34,7 +37,7 @@ class Context(Protocol):
     say: Say
 
     @property
-    def cluster(self) -> Cluster:
+    def placement(self) -> Placement:
         """Ray."""
 
     @property
@@ -47,8 +50,9 @@ def improve(run: Context) -> None:
     config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
     began = time.monotonic()
     tokenizer = load_tokenizer(folder.base_policy)
-    learner = run.cluster.start_learner(folder.base_policy, config)
-    scorers = run.cluster.start_scorers(folder.reward_model, config)
+    learner = run.placement.start_learner(partial(Learner.from_folder, folder.base_policy, config))
+    scorers = run.placement.start_scorers(folder.reward_model)
+    run.placement.wait_ready()
     handoff = WeightsHandoff(
         learner,
         run.generators,

@@ -34,7 +34,7 @@ def train(
             metrics = {**result.metrics, **measure(result)}
             asked = stopping.asked
             if done % config.checkpoint.every == 0 or done == config.ppo.steps or asked:
-                save(ppo, done, folder=folder, config=config, say=say)
+                save(ppo, done, folder=folder, say=say)
             seconds = [*seconds[-9:], time.monotonic() - began]
             log.write(done, metrics)
             eta = (config.ppo.steps - done) * statistics.median(seconds)
@@ -51,15 +51,14 @@ def resume(ppo: PPO, *, folder: RunFolder, say: Say) -> int:
         return 0
     for reason in checkpoint.passed_over:
         say(f"passed over a checkpoint that does not verify: {reason}")
-    ppo.roles.learner.load(checkpoint.path)
+    ppo.roles.learner.load(checkpoint)
     ppo.roles.handoff.publish(checkpoint.step)
     say(f"resuming run {folder.path.name} at step {checkpoint.step} from {checkpoint.path}")
     return checkpoint.step
 
 
-def save(ppo: PPO, step: int, *, folder: RunFolder, config: Config, say: Say) -> None:
+def save(ppo: PPO, step: int, *, folder: RunFolder, say: Say) -> None:
     """A checkpoint; a full disk costs the checkpoint and is said, the training goes on."""
-    try:
-        ppo.roles.learner.save(folder.checkpoints, step, keep=config.checkpoint.keep)
-    except OSError as error:
-        say(f"WARNING: no checkpoint at step {step}: {error}; training goes on, make room or set run.root")
+    refused = ppo.roles.learner.save(folder.checkpoints, step)
+    if refused:
+        say(f"WARNING: no checkpoint at step {step}: {refused}; training goes on, make room or set run.root")

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
-from rlhf_ray.roles.placement import GeneratorGroup, LearnerGroup, ScorerGroup
+from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.sampling import exchanges_of, requests_for
 from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
@@ -50,7 +50,9 @@ class Step:
 class PPO:
     """The loop's one step."""
 
-    def __init__(self, roles: Roles, *, prompts: PromptStream, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+    def __init__(
+        self, roles: Roles, *, prompts: PromptStream, tokenizer: PreTrainedTokenizerBase, config: Config
+    ) -> None:
         self.roles, self.prompts, self.tokenizer, self.config = roles, prompts, tokenizer, config
         rollout = config.rollout
         self.sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
@@ -68,13 +70,13 @@ class PPO:
         if self.config.ppo.permute_rewards:
             rewards = permuted(rewards, seed=self.config.seed, step=step)
         with clock.time("prepare"):
-            batch = roles.learner.prepare(rollouts, rewards)
+            prepared = roles.learner.prepare(rollouts, rewards)
         with clock.time("learn"):
-            learned = roles.learner.update(batch)
+            learned = roles.learner.update()
         with clock.time("sync"):
             sync = roles.handoff.publish(step + 1)
 
-        metrics = {**batch.metrics, **learned, **sync, **clock.seconds, **describe(rollouts, clock.seconds, step)}
+        metrics = {**prepared, **learned, **sync, **clock.seconds, **describe(rollouts, clock.seconds, step)}
         return Step(rollouts, exchanges, metrics)
 
     def _requests(self, prompts: Sequence[Prompt], step: int) -> list[GenerationRequest]:

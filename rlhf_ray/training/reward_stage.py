@@ -1,7 +1,7 @@
 """The reward-model stage: a frozen snapshot in, a reward model and `reward_model.json` out."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,8 @@ from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure
 
-Say = Callable[[str], None]
 
-
-def make_reward_model(
-    config: Config, base: Path, folder: Path, store: str, snapshot: str, *, say: Say
-) -> dict[str, Any]:
+def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, snapshot: str) -> dict[str, Any]:
     """Trains on a snapshot of the store, saves into `folder`, and returns `reward_model.json`'s content.
 
     Where the recipe knows the true order of answers, accuracy is measured against it on the held-out pairs, and the
@@ -34,11 +30,11 @@ def make_reward_model(
     train, held_out = split_by_group(
         items, group=lambda item: item.prompt.group, held_out=wanted.held_out, seed=config.seed
     )
-    say(f"reward model: {len(train)} {wanted.feedback} to learn from, {len(held_out)} held out")
+    print(f"reward model: {len(train)} {wanted.feedback} to learn from, {len(held_out)} held out")
     with tempfile.TemporaryDirectory() as scratch:
         trained = Path(scratch) / "reward_model"
         on_choices = fit_reward_model(
-            base, train, held_out=held_out, config=wanted, folder=trained, seed=config.seed, progress=say
+            base, train, held_out=held_out, config=wanted, folder=trained, seed=config.seed, progress=print
         )
         measured = on_choices
         true_order = truly_ordered(held_out, make_recipe(config))
@@ -47,7 +43,7 @@ def make_reward_model(
         validated = None
         if wanted.cross_validation:
             validated = cross_validate(
-                base, items, config=wanted, folds=wanted.cross_validation, seed=config.seed, progress=say
+                base, items, config=wanted, folds=wanted.cross_validation, seed=config.seed, progress=print
             )
         load_reward_model(trained).save(folder)
     return {
@@ -59,7 +55,13 @@ def make_reward_model(
         "calibration": {
             "ece": measured["ece"],
             "bins": [
-                {"lo": b["low"], "hi": b["high"], "n": b["count"], "predicted": b["predicted"], "observed": b["observed"]}
+                {
+                    "lo": b["low"],
+                    "hi": b["high"],
+                    "n": b["count"],
+                    "predicted": b["predicted"],
+                    "observed": b["observed"],
+                }
                 for b in measured["bins"]
             ],
         },
@@ -67,7 +69,8 @@ def make_reward_model(
         "flat": on_choices["flat"],
         "seconds": on_choices["seconds"],
         "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter")},
-        "cross_validation": validated and {
+        "cross_validation": validated
+        and {
             "folds": len(validated["folds"]),
             "by_fold": validated["folds"],
             **{name: validated[name] for name in ("accuracy", "accuracy_ci95", "pairs")},

@@ -37,4 +37,6 @@ def exchanges_of(
 ) -> list[Exchange]:
     """The rollouts as text, in their order."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    return [Exchange(by_id[rollout.prompt_id], decode_response(tokenizer, rollout.response_ids)) for rollout in rollouts]
+    return [
+        Exchange(by_id[rollout.prompt_id], decode_response(tokenizer, rollout.response_ids)) for rollout in rollouts
+    ]

@@ -18,7 +18,8 @@ from rlhf_ray.models.folder import read_folder
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.roles.placement import Cluster, GeneratorGroup
+from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
 from rlhf_ray.training.improve import improve
@@ -47,7 +48,9 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         stack.callback(folder.close)
         take_over(config, folder, say=say)
         if folder.read_json("summary.json") is not None and _finished(config, folder):
-            say(f"run {folder.path} is done; its report is {folder.path / 'report.html'}; set another run.id for a new one")
+            say(
+                f"run {folder.path} is done; its report is {folder.path / 'report.html'} (a new one takes another run.id)"
+            )
             return folder.path
         run = Run(config, folder, recipe, stopping, say, stack)
         run.base_policy()
@@ -67,21 +70,22 @@ class Run:
         self.config, self.folder, self.recipe = config, folder, recipe
         self.stopping, self.say = stopping, say
         self._stack = stack
-        self._cluster: Cluster | None = None
+        self._placement: Placement | None = None
         self._generators: GeneratorGroup | None = None
 
     @property
-    def cluster(self) -> Cluster:
+    def placement(self) -> Placement:
         """Ray, started once."""
-        if self._cluster is None:
-            self._cluster = self._stack.enter_context(Cluster(self.config.resources, say=self.say))
-        return self._cluster
+        if self._placement is None:
+            self._placement = self._stack.enter_context(start_ray(self.config))
+        return self._placement
 
     @property
     def generators(self) -> GeneratorGroup:
         """The engines, started once, at first with the base policy."""
         if self._generators is None:
-            self._generators = self.cluster.start_generators(self.folder.base_policy, self.config)
+            self._generators = self.placement.start_generators(self.folder.base_policy, weights_step=0)
+            self.placement.wait_ready()
         return self._generators
 
     def base_policy(self) -> None:
@@ -89,7 +93,7 @@ class Run:
         if self.folder.base_policy.exists():
             return
         with self._timed("base_policy"):
-            record = self.cluster.run_task(
+            record = self.placement.run_task(
                 make_base_policy,
                 self.config,
                 self.folder.base_policy,
@@ -112,12 +116,13 @@ class Run:
                     self.folder.write_json("feedback.json", self._collect(store))
         snapshot = self.folder.read_json("feedback.json")
         with self._timed("reward_model"):
-            record = self.cluster.run_task(
+            record = self.placement.run_task(
                 make_reward_model,
                 self.config,
-                self.folder.path,
-                str(self.config.feedback.store or self.folder.feedback_db),
-                snapshot["snapshot"],
+                self.folder.base_policy,
+                self.folder.reward_model,
+                store=str(self.config.feedback.store or self.folder.feedback_db),
+                snapshot=snapshot["snapshot"],
                 doing="training the reward model",
                 deadline_s=self.config.resources.fit_deadline_s,
                 on_line=self.say,
@@ -131,7 +136,9 @@ class Run:
         start = time.monotonic()
         with self._timed("ppo"):
             improve(self)
-        self.say(f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)")
+        self.say(
+            f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)"
+        )
 
     def _collect(self, store: FeedbackStore) -> dict[str, Any]:
         if isinstance(self.recipe, PreferencesRecipe):

@@ -25,7 +25,9 @@ def annotated(n: int = 200, **config: float):
         for i in range(n)
     ]
     return list(
-        annotate(shown, judge=judge, remark=lambda p, a: f"saw {a}", config=AnnotatorConfig(**config), seed=3, run_id="t")
+        annotate(
+            shown, judge=judge, remark=lambda p, a: f"saw {a}", config=AnnotatorConfig(**config), seed=3, run_id="t"
+        )
     )
 
 

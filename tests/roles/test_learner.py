@@ -74,7 +74,9 @@ def test_the_mismatch_is_measured_in_the_engines_own_distribution(base: Path, te
     learner = Learner.from_folder(base, small(f"rollout.temperature={temperature}", f"rollout.top_p={top_p}"))
     rollouts = [r for r in make_rollouts(learner) if all(map(math.isfinite, r.logprobs))] or make_rollouts(learner)
     if not all(math.isfinite(x) for r in rollouts for x in r.logprobs):
-        rollouts = [replace(r, logprobs=tuple(x if math.isfinite(x) else -math.inf for x in r.logprobs)) for r in rollouts]
+        rollouts = [
+            replace(r, logprobs=tuple(x if math.isfinite(x) else -math.inf for x in r.logprobs)) for r in rollouts
+        ]
         pytest.skip("no drawn response lies in the nucleus of this random policy")
     assert learner.prepare(rollouts, [0.0] * len(rollouts)).metrics["mismatch/max_abs"] < 1e-5
 
@@ -123,7 +125,9 @@ def test_kl_above_its_limit_stops_the_run_with_both_figures(base: Path) -> None:
     best = learner.policy.generate(
         torch.tensor([[10, 11]]), max_new_tokens=6, do_sample=False, pad_token_id=learner.pad_id
     )[0, 2:].tolist()
-    rollouts = [replace(r, prompt_ids=(10, 11), response_ids=tuple(best), logprobs=(0.0,) * len(best)) for r in rollouts]
+    rollouts = [
+        replace(r, prompt_ids=(10, 11), response_ids=tuple(best), logprobs=(0.0,) * len(best)) for r in rollouts
+    ]
     assert sequences
     with pytest.raises(Diverged, match=r"ppo\.kl\.limit=0\.001"):
         learner.prepare(rollouts, [0.0] * 8)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling
 
 
@@ -39,7 +39,9 @@ class Roles:
         self.events.append("generate")
         self.requests = list(requests)
         return [
-            Rollout(r.rollout_id, r.prompt_id, r.prompt_ids, (65 + r.seed % 26, 0), (-1.0, -0.5), self.weights_step, "stop")
+            Rollout(
+                r.rollout_id, r.prompt_id, r.prompt_ids, (65 + r.seed % 26, 0), (-1.0, -0.5), self.weights_step, "stop"
+            )
             for r in requests
         ]
 
@@ -47,12 +49,12 @@ class Roles:
         self.events.append("score")
         return [float(ord(exchange.response[0])) for exchange in exchanges]
 
-    def prepare(self, rollouts: list[Rollout], rewards: list[float]) -> SimpleNamespace:
+    def prepare(self, rollouts: list[Rollout], rewards: list[float]) -> dict[str, float]:
         self.events.append("prepare")
         self.prepared = (rollouts, rewards)
-        return SimpleNamespace(metrics={"objective/kl": 0.5, "objective/scores": sum(rewards) / len(rewards)})
+        return {"objective/kl": 0.5, "objective/scores": sum(rewards) / len(rewards)}
 
-    def update(self, _: SimpleNamespace) -> dict[str, float]:
+    def update(self) -> dict[str, float]:
         self.events.append("update")
         self.weights_step += 1
         return {"loss/policy_avg": 0.1}
@@ -62,11 +64,12 @@ class Roles:
         self.events.append("publish")
         return {"sync/verified": 1.0}
 
-    def save(self, folder: Path, step: int, *, keep: int) -> None:
+    def save(self, folder: Path, step: int) -> str | None:
         self.events.append(f"save {step}")
+        return None
 
-    def load(self, path: Path) -> None:
-        self.loaded = path
+    def load(self, checkpoint: Checkpoint) -> None:
+        self.loaded = checkpoint.path
 
 
 def make_prompts(n: int) -> list[Prompt]:

@@ -12,7 +12,8 @@ from tests.training.fakes import Roles, Tokenizer, make_prompts, stale
 
 def make_ppo(roles: Any, *overrides: str) -> PPO:
     config = load_config(
-        None, ["run.id=t", "rollout.prompts=4", "rollout.samples=2", "rollout.max_tokens=8", "ppo.minibatch=4", *overrides]
+        None,
+        ["run.id=t", "rollout.prompts=4", "rollout.samples=2", "rollout.max_tokens=8", "ppo.minibatch=4", *overrides],
     )
     return PPO(roles, prompts=PromptStream(make_prompts(12), seed=0), tokenizer=Tokenizer(), config=config)
 

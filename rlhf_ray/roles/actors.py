@@ -1,0 +1,84 @@
+"""What lives in an actor's process: a role, made there from a recipe, and word of where that is."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ray
+
+from rlhf_ray.models.checkpoint import Checkpoint
+from rlhf_ray.roles.batch import Batch
+from rlhf_ray.roles.generator import Engine, Generator
+from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.scorer import Scorer, Scoring
+from rlhf_ray.roles.weights import FlatWeights
+from rlhf_ray.types import Rollout, Sampling
+
+
+class _Resident:
+    """What every actor can say of itself."""
+
+    def whereabouts(self) -> str:
+        """Node and process; the first answer also says that the actor is ready."""
+        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, pid {os.getpid()})"
+
+
+class GeneratorActor(_Resident, Generator):
+    """A generator that makes its engine where it runs."""
+
+    def __init__(self, make_engine: Callable[[], Engine], *, name: str, weights_step: int | None) -> None:
+        super().__init__(make_engine(), name=name, weights_step=weights_step)
+
+
+class ScorerActor(_Resident, Scorer):
+    """A scorer that loads its reward model where it runs."""
+
+    def __init__(self, load: Callable[[], Scoring], *, name: str) -> None:
+        super().__init__(load(), name=name)
+
+
+class LearnerActor(_Resident):
+    """A learner that is made where it runs; what it has prepared stays with it."""
+
+    def __init__(self, make_learner: Callable[[], Learner]) -> None:
+        self.learner = make_learner()
+        self.batch: Batch | None = None
+
+    def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
+        """Keeps the batch, returns its metrics."""
+        self.batch = self.learner.prepare(rollouts, scores)
+        return self.batch.metrics
+
+    def update(self) -> dict[str, float]:
+        """Learns from the batch once."""
+        assert self.batch is not None, "update follows prepare"
+        batch, self.batch = self.batch, None
+        return self.learner.update(batch)
+
+    def push(self) -> tuple[FlatWeights, tuple[int, str, int]]:
+        """The weights, and beside them what the driver needs to know: step, hash and size."""
+        flat = self.learner.export_weights()
+        return flat, (flat.weights_step, flat.sha256, flat.buffer.nbytes)
+
+    def logprobs_of(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
+    ) -> list[list[float]]:
+        """See `Learner.logprobs_of`."""
+        return self.learner.logprobs_of(sequences, sampling)
+
+    def mean_kl(self, rollouts: Sequence[Rollout]) -> float:
+        """See `Learner.mean_kl`."""
+        return self.learner.mean_kl(rollouts)
+
+    def save(self, folder: Path, step: int) -> str | None:
+        """See `Learner.save`."""
+        return self.learner.save(folder, step)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """See `Learner.load`."""
+        self.learner.load(checkpoint)
+
+    def save_policy(self, folder: Path) -> None:
+        """See `Learner.save_policy`."""
+        self.learner.save_policy(folder)

@@ -1,0 +1,106 @@
+"""The door: exit codes and one-line errors, from the user's side."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.feedback.schema import Answer, Feedback, Rating
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.types import Message
+
+
+def rlhf(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlhf_ray.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_a_valid_config_is_exit_0(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("ppo: {steps: 3}\n")
+    assert rlhf("config", "validate", "-c", "a.yaml", "seed=4", cwd=tmp_path).returncode == 0
+
+
+def test_an_invalid_one_is_exit_2_with_the_nearest_key_in_one_line(tmp_path: Path) -> None:
+    done = rlhf("config", "validate", "ppo.step=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ppo.steps" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_show_prints_what_validate_accepts(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(rlhf("config", "show", "seed=4", cwd=tmp_path).stdout)
+    assert rlhf("config", "validate", "-c", "b.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_the_schema_describes_each_key(tmp_path: Path) -> None:
+    schema = json.loads(rlhf("config", "schema", cwd=tmp_path).stdout)
+    assert "nearest known key" not in json.dumps(schema)
+    assert schema["$defs"]["KLConfig"]["properties"]["limit"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "-c", "nowhere.yaml"], "nowhere.yaml"),
+        (["run"], "set run.id"),
+        (["run", "run.id=x", "recipe=preferences", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["run", "run.id=x", "model.path=nowhere"], "nowhere"),
+        (["run", "run.id=x", "reward_model.path=nowhere"], "nowhere"),
+        (["run", "run.id=x", "run.from=nowhere"], "nowhere"),
+        (["run", "run.id=x", "data.prompts=9999"], "data.prompts"),
+        (["report", "nowhere"], "nowhere"),
+        (["eval", "nowhere"], "nowhere"),
+        (["feedback", "stats", "--store", "nowhere.db"], "nowhere.db"),
+    ],
+)
+def test_what_cannot_be_used_is_exit_2_in_one_line_with_nothing_half_written(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = rlhf(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs" / "x" / "base_policy").exists()
+
+
+def test_too_few_pairs_to_hold_any_out_is_exit_2(tmp_path: Path) -> None:
+    row = {"prompt": "Hello?", "chosen": "Good day.", "rejected": "No."}
+    (tmp_path / "few.jsonl").write_text(json.dumps(row) + "\n")
+    done = rlhf("run", "run.id=x", "recipe=preferences", "data.format=pairs", "data.path=few.jsonl", cwd=tmp_path)
+    assert (done.returncode, "hold out" in done.stderr) == (2, True), done.stderr
+
+
+def test_feedback_is_imported_counted_and_frozen(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Hello {i}?", "chosen": "Good day.", "rejected": "No."} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{}\n")
+    assert (
+        rlhf("feedback", "import", "pairs.jsonl", "--format", "pairs", "--store", "s.db", cwd=tmp_path).returncode == 2
+    )
+    done = rlhf(
+        "feedback", "import", "pairs.jsonl", "--format", "pairs", "--skip-bad-rows", "--store", "s.db", cwd=tmp_path
+    )
+    assert "3 pairs; 1 rows skipped" in done.stdout, done.stderr
+    assert "3 rows" in rlhf("feedback", "snapshot", "--store", "s.db", "--name", "first", cwd=tmp_path).stdout
+
+
+def test_stats_tell_each_samplers_mean(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.db") as store:
+        store.add(
+            [
+                Feedback(
+                    messages=(Message("user", "Hi"),),
+                    prompt_id="p",
+                    group="p",
+                    answers=(Answer(text="Yes", sampler="base"),),
+                    rating=Rating(value=stars),
+                    annotator="ann",
+                )
+                for stars in (2.0, 5.0)
+            ]
+        )
+    done = rlhf("feedback", "stats", "--store", "s.db", "--by", "sampler", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["by_sampler"] == [{"sampler": "base", "n": 2, "mean": 3.5}]
+    assert "by_annotator" not in json.loads(done.stdout)
+    assert "3.50" in rlhf("feedback", "stats", "--store", "s.db", cwd=tmp_path).stdout

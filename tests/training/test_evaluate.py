@@ -1,0 +1,77 @@
+"""The evaluation: which figures come from which answers."""
+
+from typing import Any
+
+import pytest
+
+from rlhf_ray.config import load_config
+from rlhf_ray.training.evaluate import Evaluation, compare, diversity, evaluate, shown_samples, top_share
+from rlhf_ray.types import Prompt
+from tests.training.fakes import Roles, Tokenizer, make_prompts
+
+
+class Recipe:
+    """Gold is the response's place in the alphabet."""
+
+    def __init__(self, known: bool = True) -> None:
+        self.held_out_prompts = make_prompts(3)
+        self.known = known
+
+    def gold(self, prompt: Prompt, response: str) -> float | None:
+        return (ord(response[0]) - 65) / 26 if self.known else None
+
+
+def evaluated(recipe: Any, roles: Roles, samples: int = 4) -> Evaluation:
+    config = load_config(None, ["run.id=t", "rollout.max_tokens=8"])
+    return evaluate(recipe, roles, tokenizer=Tokenizer(), config=config, samples=samples, name="before")  # type: ignore[arg-type]
+
+
+def make_evaluation(gold: list[list[float]] | None, answers: list[list[str]] | None = None) -> Evaluation:
+    rows = answers or [["a b", "c d"]] * len(gold or [])
+    return Evaluation(rows, [[float(len(a)) for a in row] for row in rows], gold, finished=1.0)
+
+
+def test_each_held_out_prompt_is_answered_as_often_as_asked() -> None:
+    roles = Roles()
+    evaluation = evaluated(Recipe(), roles)
+    assert [len(row) for row in evaluation.answers] == [4, 4, 4]
+    assert {request.prompt_id for request in roles.requests} == {"p0", "p1", "p2"}
+    assert evaluation.scores[1][2] == ord(evaluation.answers[1][2])
+    assert evaluation.gold is not None
+    assert evaluation.gold[2][3] == (ord(evaluation.answers[2][3]) - 65) / 26
+
+
+def test_without_a_gold_score_there_is_none() -> None:
+    evaluation = evaluated(Recipe(known=False), Roles())
+    assert evaluation.gold is None
+    assert compare(evaluation, evaluation, seed=0)["gold"] is None
+
+
+def test_the_gain_is_paired_by_prompt() -> None:
+    before = make_evaluation([[0.1, 0.3], [0.5, 0.5], [0.9, 0.9]])
+    after = make_evaluation([[0.3, 0.3], [0.6, 0.6], [1.0, 1.0]])
+    gold = compare(before, after, seed=0)["gold"]
+    assert gold["before"] == pytest.approx(1.6 / 3)
+    assert gold["gain_ci95"] == pytest.approx([0.1, 0.1])
+    assert gold["best_of_n"] == {"n": 2, "gold": pytest.approx((0.3 + 0.5 + 0.9) / 3)}
+
+
+def test_an_evaluation_survives_json() -> None:
+    evaluation = evaluated(Recipe(), Roles())
+    again = Evaluation(**evaluation.to_json())
+    assert (again.answers, again.gold, again.scores) == (evaluation.answers, evaluation.gold, evaluation.scores)
+
+
+def test_the_commonest_answer_and_diversity_are_over_equally_many_answers() -> None:
+    evaluation = make_evaluation([[0, 0]] * 2, [["a b c", "x y"], ["a b c", "z w"]])
+    assert top_share(evaluation, 1) == 1.0
+    assert top_share(evaluation, 2) == 0.5
+    assert diversity(evaluation, 1) == pytest.approx(2 / 4)
+
+
+def test_ten_prompts_are_shown_with_their_first_answers() -> None:
+    evaluation = make_evaluation([[0.25, 0.5]] * 12)
+    shown = shown_samples(make_prompts(12), evaluation, evaluation)
+    assert len(shown) == 10
+    assert shown[0]["before"] == "a b"
+    assert shown[0]["gold_after"] == 0.25
