@@ -34,7 +34,9 @@ class RunConfig(Section):
     root: Path = Path("runs")
     """Where run folders are made; on a cluster, a disk that every node sees."""
     from_: Path | None = Field(default=None, alias="from")
-    """A run folder whose base policy, feedback and reward model are taken over instead of made again."""
+    """A run folder whose stages before PPO are taken over instead of made again, as far as `take` says."""
+    take: Literal["base_policy", "feedback", "reward_model"] = "reward_model"
+    """The last stage that is taken over from `from`."""
 
 
 class DataConfig(Section):
@@ -83,6 +85,36 @@ class FitConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
+class PretrainConfig(FitConfig):
+    """Self-supervised, on the recipe's texts."""
+
+    batch_size: Count = 16
+    eval_every: Count = 100
+    patience: Count = 2
+    min_improvement: Annotated[float, Field(ge=0)] = 0.02
+
+
+class SFTConfig(FitConfig):
+    """Supervised, on the demonstrations."""
+
+    learning_rate: Positive = 2e-3
+    batch_size: Count = 16
+    eval_every: Count = 100
+    patience: Count = 2
+    min_improvement: Annotated[float, Field(ge=0)] = 0.01
+
+
+class RewardFitConfig(FitConfig):
+    """Of the reward model, on what people said."""
+
+    learning_rate: Positive = 7e-4
+    batch_size: Count = 8
+    """Answers an optimizer step; all answers to one prompt stay together."""
+    max_epochs: Annotated[float, Field(ge=0)] = 3
+    eval_every: Count = 400
+    patience: Count = 2
+
+
 class AnnotatorConfig(Section):
     """The simulated people of a generated recipe."""
 
@@ -100,7 +132,7 @@ class FeedbackConfig(Section):
 
     store: str | None = None
     """Database URL; by default `feedback.db` in the run folder."""
-    prompts: Count = 2000
+    prompts: Count = 2200
     """Training prompts whose answers are judged."""
     answers: Annotated[int, Field(ge=2, le=16)] = 4
     """Answers sampled and ranked a prompt."""
@@ -122,9 +154,7 @@ class RewardModelConfig(Section):
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
-    fit: FitConfig = FitConfig(
-        learning_rate=5e-4, batch_size=32, max_epochs=3, eval_every=100, patience=3, min_improvement=0.002
-    )
+    fit: RewardFitConfig = RewardFitConfig()
 
 
 class RolloutConfig(Section):
@@ -163,14 +193,14 @@ class KLConfig(Section):
 class PPOConfig(Section):
     """The loop and its arithmetic."""
 
-    steps: Count = 60
+    steps: Count = 30
     advantage: Literal["gae"] = "gae"
     loss: Literal["clip"] = "clip"
     epochs: Count = 2
     """Passes over a step's rollouts."""
     minibatch: Count = 32
     """Rollouts an optimizer step."""
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 2e-4
     critic_learning_rate: Positive = 1e-3
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -203,7 +233,7 @@ class EvaluateConfig(Section):
 class CheckpointConfig(Section):
     """How often a run can be gone back to."""
 
-    every: Count = 20
+    every: Count = 10
     """PPO steps between two checkpoints; the last step always makes one."""
     keep: Annotated[int, Field(ge=2)] = 2
 
@@ -241,8 +271,8 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    pretrain: FitConfig = FitConfig(min_improvement=0.02)
-    sft: FitConfig = FitConfig(min_improvement=0.01)
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -60,6 +60,15 @@ def test_an_impossible_value_is_named(override: str, said: str) -> None:
         load_config(None, [override])
 
 
+def test_an_override_of_one_field_leaves_the_other_defaults_of_its_section_alone() -> None:
+    for section in ("pretrain", "sft"):
+        before = getattr(load_config(), section)
+        after = getattr(load_config(None, [f"{section}.batch_size=7"]), section)
+        assert after == before.model_copy(update={"batch_size": 7})
+    fit = load_config(None, ["reward_model.fit.batch_size=7"]).reward_model.fit
+    assert fit == load_config().reward_model.fit.model_copy(update={"batch_size": 7})
+
+
 def test_numbers_in_scientific_notation_are_numbers() -> None:
     assert load_config(None, ["ppo.learning_rate=1e-4"]).ppo.learning_rate == 1e-4
 

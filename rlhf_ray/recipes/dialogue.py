@@ -36,15 +36,15 @@ class Case:
 class Skill:
     """How often a demonstrator gets each piece wrong; chances are independent of each other."""
 
-    wrong_thing: float = 0.35
-    wrong_remedy: float = 0.2
-    no_remedy: float = 0.15
-    no_step: float = 0.25
-    wrong_step: float = 0.15
-    no_sorry: float = 0.2
-    rude_opener: float = 0.35
-    rude_closer: float = 0.3
-    repeats: float = 0.15
+    wrong_thing: float = 0.1
+    wrong_remedy: float = 0.07
+    no_remedy: float = 0.35
+    no_step: float = 0.4
+    wrong_step: float = 0.07
+    no_sorry: float = 0.3
+    rude_opener: float = 0.45
+    rude_closer: float = 0.4
+    repeats: float = 0.12
     rambles: float = 0.15
 
 
@@ -63,10 +63,10 @@ class DialogueRecipe:
             for prompt in self.train_prompts
             for _ in range(DEMONSTRATIONS_A_PROMPT)
         ]
-        self._corpus = [text for prompt in self.train_prompts for text in handbook(self._cases[prompt.id], self._rng)]
+        self._corpus = [text for prompt in self.train_prompts for text in papers(self._cases[prompt.id], self._rng)]
 
     def corpus(self) -> list[str]:
-        """The shop's letters and handbook, about training cases only."""
+        """The shop's handbook and ledger, about training cases only."""
         return list(self._corpus)
 
     def demonstrations(self) -> list[Exchange]:
@@ -92,7 +92,7 @@ class DialogueRecipe:
         prompts: list[Prompt] = []
         while len(prompts) < n:
             if not cases:
-                raise ConfigError(f"data.prompts: this world has no more than {len(self._cases)} prompts; ask for fewer")
+                raise ConfigError(f"data.prompts: this world has only {len(self._cases)} prompts; ask for fewer")
             case = cases.pop()
             group = f"case-{len(cases)}"
             for place, text in enumerate(self._rng.sample(questions(case), PROMPTS_A_CASE)[: n - len(prompts)]):
@@ -133,13 +133,15 @@ def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
     return " ".join(pieces)
 
 
-def handbook(case: Case, rng: random.Random) -> list[str]:
-    """Texts that speak of a case without being an answer: a note from the shop's book, and a customer's letter."""
-    complaint = rng.choice(case.problem.complaints).format(thing=case.thing)
-    note = f"When a {case.thing} {case.problem.fact}: {rng.choice(case.problem.remedy)} {rng.choice(case.problem.step)}"
-    letter = f"{rng.choice(phrases.GREETINGS)} {complaint} {rng.choice(phrases.ENDINGS)}".strip()
-    reply = f"Your {case.thing} {case.problem.fact}. {rng.choice(phrases.POLITE_CLOSERS)}"
-    return [note, f"{letter} {reply}"]
+def papers(case: Case, rng: random.Random) -> list[str]:
+    """Texts that speak of a case without being an answer: a note of the shop's handbook, and a page of its ledger."""
+    problem = case.problem
+    note = f"When a {case.thing} {problem.fact}: {rng.choice(problem.remedy)} {rng.choice(problem.step)}"
+    things = [case.thing, _other_thing(case.thing, rng)]
+    rng.shuffle(things)
+    order = " and ".join(f"a {thing}" for thing in things)
+    ledger = f"Order: {order}. Packed: {order}. Returned: {rng.choice(things)}. Kept: {rng.choice(things)}."
+    return [note, ledger]
 
 
 def _other_thing(thing: str, rng: random.Random) -> str:

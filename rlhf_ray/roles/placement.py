@@ -12,6 +12,7 @@ A CPU here is a seat, not a core: in a synchronous step one role works at a time
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import ray
+import torch
 
 from rlhf_ray.config import Config, ResourcesConfig
 from rlhf_ray.errors import ConfigError, InfrastructureError
@@ -162,6 +164,7 @@ def start_ray(config: Config) -> Placement:
     if config.resources.address is not None:
         _join(config.resources.address)
         return Placement(config, started=False)
+    _check_gpus(config)
     seats = config.rollout.generators + config.resources.scorers + 2  # the learner, and a supervised fit
     ray.init(
         address="local",
@@ -170,42 +173,56 @@ def start_ray(config: Config) -> Placement:
         log_to_driver=False,  # vLLM's chatter stays in Ray's log folder; progress comes by `run_task`
         logging_level=logging.ERROR,
     )
-    wanted = (
-        config.resources.generator_gpus * config.rollout.generators
-        + config.resources.scorer_gpus * config.resources.scorers
-        + config.resources.learner_gpus
-    )
-    there = ray.cluster_resources().get("GPU", 0)
-    if wanted > there:
-        ray.shutdown()
-        raise ConfigError(
-            f"resources.*_gpus ask for {wanted:g} GPUs and this machine has {there:g}; set them to 0 to run on CPU, "
-            "or resources.address to a cluster that has them"
-        )
     return Placement(config, started=True)
 
 
+def _check_gpus(config: Config) -> None:
+    resources = config.resources
+    wanted = (
+        resources.generator_gpus * config.rollout.generators
+        + resources.scorer_gpus * resources.scorers
+        + resources.learner_gpus
+    )
+    there = torch.cuda.device_count()
+    if wanted > there:
+        raise ConfigError(
+            f"the roles ask for {wanted:g} GPUs (resources.generator_gpus and its like) and this machine has {there}; "
+            "set them to 0 to run on CPU, or resources.address to a cluster that has them"
+        )
+
+
 def _join(address: str) -> None:
-    """Connects to a running cluster. Ray itself waits for minutes where none answers, so a child tries first."""
+    """Connects to a running cluster. Ray itself waits two minutes where none answers, so a child tries first."""
     # a driver that joins by address does not turn authentication on by itself, though its token lies ready
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    attempt = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
-    try:
-        subprocess.run([sys.executable, "-c", attempt], timeout=CONNECT_S, check=True, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        why = f"no answer within {CONNECT_S} s"
-    except subprocess.CalledProcessError as error:
-        why = next((line for line in reversed(error.stderr.splitlines()) if line.strip()), "it was refused")
-    else:
+    why = _refusal(address)
+    if why is None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     raise InfrastructureError(
         f"cannot join the Ray cluster at resources.address={address}: {why}; is it up, and does RAY_AUTH_TOKEN or "
         "RAY_AUTH_TOKEN_PATH name its token? Leave resources.address out to run on this machine"
     )
+
+
+def _refusal(address: str) -> str | None:
+    """Why the cluster at an address cannot be joined; None where it can."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=5).close()
+        attempt = [sys.executable, "-c", f"import ray; ray.init(address={address!r}, log_to_driver=False)"]
+        subprocess.run(attempt, timeout=CONNECT_S, check=True, capture_output=True, text=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {CONNECT_S} s"
+    except subprocess.CalledProcessError as error:
+        return next((line for line in reversed(error.stderr.splitlines()) if line.strip()), "it refused")
+    return None
 
 
 def _gpus(resources: ResourcesConfig, role: RoleName) -> float:

@@ -124,7 +124,7 @@ def top_share(evaluation: Evaluation, n: int) -> float:
 
 
 def shown_samples(prompts: Sequence[Prompt], before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """The first answers to some prompts, before and after, for the report."""
+    """The first answers to some prompts, spread over the held-out ones, before and after, for the report."""
     return [
         {
             "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
@@ -135,7 +135,7 @@ def shown_samples(prompts: Sequence[Prompt], before: Evaluation, after: Evaluati
             "reward_before": before.scores[row][0],
             "reward_after": after.scores[row][0],
         }
-        for row, prompt in enumerate(prompts[:SHOWN])
+        for row, prompt in list(enumerate(prompts))[:: max(1, len(prompts) // SHOWN)][:SHOWN]
     ]
 
 

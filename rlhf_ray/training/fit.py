@@ -8,14 +8,13 @@ weighs batches and not tokens.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -23,6 +22,7 @@ from rlhf_ray.algo.batching import by_length
 from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import DataError, Diverged
 from rlhf_ray.models.folder import quiet_transformers
+from rlhf_ray.training.schedule import LengthGrouped, Pace
 
 Item = TypeVar("Item")
 Learned = TypeVar("Learned", contravariant=True)
@@ -30,11 +30,6 @@ Batch = dict[str, Tensor]
 
 VALIDATION_TOKENS = 8192
 """Padded tokens in one forward pass that measures."""
-CHUNK = 16
-"""Batches among which like lengths are put together: enough to save padding, few enough to stay random."""
-TAIL = 0.2
-"""Steps of the decay to zero, as a share of those before it."""
-WARM_UP = 0.05
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.95)
 
@@ -90,7 +85,7 @@ def fit(
         raise DataError(f"{stage} has {len(items)} rows to train on and {len(validation)} to validate; it needs both")
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
     steps = max(1, math.ceil(config.max_epochs * math.ceil(len(items) / config.batch_size)))
-    pace = Pace(steps)
+    pace = Pace(steps, config.eval_every)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(), quiet_transformers():
         optimizer = _optimizer(model, config)
@@ -133,56 +128,6 @@ def mean_loss(model: PreTrainedModel, objective: Objective[Item], items: Sequenc
         loss, terms = objective.loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         total, count = total + loss.item(), count + terms
     return total / max(count, 1)
-
-
-@dataclass
-class Pace:
-    """The learning rate's factor at each step: up in a line, constant, and from `tail_start` down in a line."""
-
-    end: int
-    """The step to stop at."""
-    tail_start: int = field(init=False)
-    warm_up: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.warm_up = max(1, min(100, round(WARM_UP * self.end)))
-        self.tail_start = max(1, round(self.end / (1 + TAIL)))
-
-    def begin_tail(self, step: int) -> None:
-        """Starts the decay now rather than as late as possible."""
-        self.tail_start = step
-        self.end = min(self.end, step + max(1, round(TAIL * step)))
-
-    def factor(self, step: int) -> float:
-        """Of the configured rate, for the update after `step` ones."""
-        left = (self.end - step) / max(self.end - self.tail_start, 1)
-        return min(1.0, (step + 1) / self.warm_up, max(left, 0.0))
-
-
-class LengthGrouped(Sampler[int]):
-    """A fresh random order each epoch in which each batch of `size` holds like lengths."""
-
-    def __init__(self, lengths: Sequence[int], size: int, seed: int) -> None:
-        self._lengths, self._size = lengths, size
-        self._random = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self._lengths), generator=self._random).tolist()
-        chunk = self._size * CHUNK
-        order = [
-            index
-            for start in range(0, len(order), chunk)
-            for index in sorted(order[start : start + chunk], key=lambda i: self._lengths[i])
-        ]
-        batches = [order[start : start + self._size] for start in range(0, len(order), self._size)]
-        whole = [batch for batch in batches if len(batch) == self._size]
-        for place in torch.randperm(len(whole), generator=self._random).tolist():
-            yield from whole[place]
-        if len(batches[-1]) < self._size:  # last, for the loader cuts the stream every `size` items
-            yield from batches[-1]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -232,7 +177,7 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, pace = state.global_step, self._pace
-        if step % self._config.eval_every and step < pace.end and step != pace.tail_start:
+        if step % self._config.eval_every and step < pace.end:
             return
         self._look(step)
         if self._without_improvement >= self._config.patience:
@@ -258,7 +203,7 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
         if not (math.isfinite(loss) and math.isfinite(train_loss)):
             raise Diverged(
                 f"{self._stage}: loss {train_loss}, validation loss {loss} at step {step}; "
-                f"lower {self._stage}.learning_rate (now {self._config.learning_rate})"
+                f"lower this fit's learning_rate (now {self._config.learning_rate})"
             )
         self.curve.append({"step": step, "train_loss": train_loss, "val_loss": loss})
         if loss < self.best:

@@ -10,6 +10,7 @@ from rlhf_ray.data.preferences import Comparison, Rated, comparisons, rated, spl
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure
@@ -83,13 +84,13 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
 
 
 def truly_ordered(items: Sequence[Comparison | Rated], recipe: Recipe) -> list[Comparison]:
-    """The held-out comparisons turned as the gold score orders them; none where it is unknown or sees no difference."""
+    """The held-out comparisons turned as the gold score orders them; none where it is unknown or the two are equal."""
     turned = []
     for item in items:
         if not isinstance(item, Comparison):
             continue
         better, worse = (recipe.gold(item.prompt, text) for text in (item.better, item.worse))
-        if better is None or worse is None or better == worse:
+        if better is None or worse is None or abs(better - worse) < TIE:
             continue
         turned.append(item if better > worse else Comparison(item.prompt, item.worse, item.better))
     return turned

@@ -31,8 +31,12 @@ from rlhf_ray.training.stopping import Stopping
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
-TAKEN_OVER = ("base_policy", "base.json", "feedback.db", "feedback.json", "reward_model", "reward_model.json")
-"""What `run.from` gives: everything that comes before PPO."""
+TAKEN_OVER = {
+    "base_policy": ("base_policy", "base.json"),
+    "feedback": ("feedback.db", "feedback.json"),
+    "reward_model": ("reward_model", "reward_model.json"),
+}
+"""What each stage leaves that `run.from` may give, in their order."""
 
 
 def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
@@ -48,9 +52,7 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         stack.callback(folder.close)
         take_over(config, folder, say=say)
         if folder.read_json("summary.json") is not None and _finished(config, folder):
-            say(
-                f"run {folder.path} is done; its report is {folder.path / 'report.html'} (a new one takes another run.id)"
-            )
+            say(f"run {folder.path} is done (a new one takes another run.id); report: {folder.path / 'report.html'}")
             return folder.path
         run = Run(config, folder, recipe, stopping, say, stack)
         run.base_policy()
@@ -181,8 +183,9 @@ def take_over(config: Config, folder: RunFolder, *, say: Say) -> None:
     if config.run.from_ is None:
         return
     source, _ = existing_run(config.run.from_)
+    stages = list(TAKEN_OVER)
     taken = []
-    for name in TAKEN_OVER:
+    for name in (name for stage in stages[: stages.index(config.run.take) + 1] for name in TAKEN_OVER[stage]):
         old, new = source.path / name, folder.path / name
         if old.exists() and not new.exists():
             part = folder.path / f".{name}.part"

@@ -32,7 +32,7 @@ def annotated(n: int = 200, **config: float):
 
 
 def test_without_noise_a_ranking_is_the_true_order() -> None:
-    quality = [0.1, 0.9, 0.5, 0.505, 0.3]
+    quality = [0.1, 0.9, 0.5, 0.52, 0.3]
     ranks = rank(quality, order=[4, 2, 0, 1, 3], flip=0.0, rng=random.Random(0))
     assert ranks == (5, 1, 2, 2, 4)
 

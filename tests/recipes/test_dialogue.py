@@ -108,5 +108,5 @@ def test_each_remedy_and_step_is_recognised_by_its_own_key_alone() -> None:
 
 
 def test_more_prompts_than_the_world_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no more than 2880"):
+    with pytest.raises(ConfigError, match="only 2880"):
         DialogueRecipe(DataConfig(prompts=4000), seed=0)

@@ -1,5 +1,4 @@
 import math
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import DataError, Diverged
-from rlhf_ray.training.fit import LengthGrouped, Pace, fit, mean_loss
+from rlhf_ray.training.fit import fit, mean_loss
 
 
 class Line(nn.Module):
@@ -73,7 +72,7 @@ def run(
 def test_a_fit_learns_and_ends_before_its_last_epoch_once_the_loss_is_flat() -> None:
     model = Line()
     result = run(model)
-    assert model.weight.item() == pytest.approx(2, abs=0.05)
+    assert model.weight.item() == pytest.approx(2, abs=0.1)
     assert result.flat
     assert result.steps < 250
     assert result.validation_loss < 0.01
@@ -104,7 +103,7 @@ def test_the_model_keeps_the_weights_of_its_best_look() -> None:
 def test_the_curve_has_every_look_and_progress_says_the_same() -> None:
     lines: list[str] = []
     result = run(Line(), lines=lines, max_epochs=4)
-    assert [look["step"] for look in result.curve] == [5, 10, 15, 17, 20]  # 17: where the decay begins
+    assert [look["step"] for look in result.curve] == [5, 10, 15, 20]
     last = result.curve[-1]
     assert lines[-1] == f"sft step 20/20 loss {last['train_loss']:.3f} val {last['val_loss']:.3f}"
 
@@ -125,7 +124,7 @@ def test_a_fit_leaves_the_models_cache_setting_as_it_was() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_with_the_way_out() -> None:
-    with pytest.raises(Diverged, match=r"sft: .* at step 5; lower sft\.learning_rate \(now 0\.1\)"):
+    with pytest.raises(Diverged, match=r"sft: .* at step 5; lower this fit's learning_rate \(now 0\.1\)"):
         run(Line(), train=[(1.0, math.nan)] * 8)
 
 
@@ -133,38 +132,3 @@ def test_a_loss_that_is_not_finite_stops_the_fit_with_the_way_out() -> None:
 def test_a_fit_without_data_is_an_error(empty: str) -> None:
     with pytest.raises(DataError, match="it needs both"):
         run(Line(), **{empty: []})
-
-
-def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    pace = Pace(120)
-    factors = [pace.factor(step) for step in range(121)]
-    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
-    assert factors[6:101] == [1.0] * 95
-    assert factors[110] == pytest.approx(0.5)
-    assert factors[120] == 0
-
-
-def test_a_decay_that_begins_early_ends_early() -> None:
-    pace = Pace(120)
-    pace.begin_tail(50)
-    assert pace.end == 60
-    assert [pace.factor(step) for step in (50, 55, 60)] == [1.0, 0.5, 0.0]
-
-
-def test_an_epoch_visits_every_item_once_and_the_next_in_another_order() -> None:
-    rng = random.Random(0)
-    sampler = LengthGrouped([rng.randrange(5, 60) for _ in range(333)], 8, seed=0)
-    first, second = list(sampler), list(sampler)
-    assert sorted(first) == sorted(second) == list(range(333)) != first
-    assert first != second
-
-
-def test_batches_hold_like_lengths_in_an_order_that_says_nothing() -> None:
-    rng = random.Random(0)
-    lengths = [rng.randrange(5, 60) for _ in range(1024)]
-    order = list(LengthGrouped(lengths, 8, seed=0))
-    batches = [[lengths[index] for index in order[start : start + 8]] for start in range(0, 1024, 8)]
-    padded = sum(8 * max(batch) for batch in batches)
-    assert padded < 1.1 * sum(lengths)
-    longest = [max(batch) for batch in batches]
-    assert longest not in (sorted(longest), sorted(longest, reverse=True))

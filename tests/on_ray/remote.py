@@ -1,0 +1,47 @@
+"""What the tests run in other processes; imports little, for each process imports it anew."""
+
+import os
+import time
+
+from rlhf_ray.errors import DataError, Diverged
+
+
+class Worker:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def sleep(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+
+    def lose_the_lamp(self) -> None:
+        raise KeyError("lamp")
+
+    def diverge(self) -> None:
+        raise Diverged("KL is 30 nats")
+
+    def reject(self) -> None:
+        raise DataError("row 7 is empty")
+
+
+def lose_the_disk() -> None:
+    raise OSError("the model's disk is gone")
+
+
+def environment() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+
+
+def fit(steps: int) -> str:
+    for step in range(steps):
+        print(f"step {step}")
+        time.sleep(0.5)
+    return "flat"
+
+
+def reject() -> None:
+    raise DataError("row 7 is empty")
+
+
+def crash() -> None:
+    raise KeyError("lamp")

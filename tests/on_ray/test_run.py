@@ -1,0 +1,105 @@
+"""The command that people run, small and whole: it learns, leaves what it promises, and survives kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_ray.training.metrics import read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+
+SMALL = """
+run: {root: RUNS, id: small}
+data: {prompts: 440, held_out: 40}
+model: {hidden: 64, layers: 2, heads: 2, intermediate: 160}
+pretrain: {max_epochs: 2}
+sft: {max_epochs: 6}
+feedback: {prompts: 150}
+reward_model: {fit: {max_epochs: 2}}
+rollout: {prompts: 32}
+ppo: {steps: 8, minibatch: 16, learning_rate: 5e-4, missing_end_penalty: 0.0}
+checkpoint: {every: 2}
+evaluate: {samples: 4, best_of: 4}
+"""
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    (folder / "small.yaml").write_text(SMALL.replace("RUNS", str(folder / "runs")))
+    return [sys.executable, "-m", "rlhf_ray.cli", "run", "-c", str(folder / "small.yaml"), *overrides]
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that was killed after its first checkpoint and finished by the same command: its folder, the second's log."""
+    folder = tmp_path_factory.mktemp("run")
+    run = folder / "runs" / "small"
+    with (folder / "first.log").open("w") as log:
+        first = subprocess.Popen(command(folder), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(run.glob("checkpoints/step_????????")):
+        assert first.poll() is None, (folder / "first.log").read_text()
+        assert time.monotonic() < deadline, (folder / "first.log").read_text()
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(timeout=30)
+    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run, done.stdout
+
+
+def test_a_killed_run_resumes_by_the_same_command_and_says_where(killed_and_resumed: tuple[Path, str]) -> None:
+    run, log = killed_and_resumed
+    assert "resuming run small at step" in log
+    assert "== base policy" not in log
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 9))
+
+
+def test_ppo_raises_the_held_out_reward(killed_and_resumed: tuple[Path, str]) -> None:
+    summary = json.loads((killed_and_resumed[0] / "summary.json").read_text())
+    assert summary["reward"]["after"] > summary["reward"]["before"] + 0.3 * summary["reward"]["sd_before"]
+    assert summary["kl"] < summary["kl_limit"]
+
+
+def test_the_engine_and_the_learner_agree_on_every_step(killed_and_resumed: tuple[Path, str]) -> None:
+    for row in read_metrics(killed_and_resumed[0]):
+        assert row["mismatch/max_abs"] < 1e-4
+        assert row["sync/verified"] == 1
+        assert row["rollout/staleness_max"] == 0
+
+
+def test_the_folder_holds_what_the_readme_promises(killed_and_resumed: tuple[Path, str]) -> None:
+    run = killed_and_resumed[0]
+    AutoModelForCausalLM.from_pretrained(run / "policy")
+    assert AutoModelForSequenceClassification.from_pretrained(run / "reward_model").config.num_labels == 1
+    assert "<svg" in (run / "report.html").read_text()
+    assert list((run / "tensorboard").iterdir())
+    assert len(json.loads((run / "samples.json").read_text())) == 10
+
+
+def test_a_finished_run_says_so_and_does_nothing(killed_and_resumed: tuple[Path, str], tmp_path: Path) -> None:
+    run = killed_and_resumed[0]
+    before = (run / "summary.json").stat().st_mtime_ns
+    done = subprocess.run(command(run.parent.parent), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "is done" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert (run / "summary.json").stat().st_mtime_ns == before
+
+
+def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, str]) -> None:
+    run = killed_and_resumed[0]
+    overrides = ["run.id=stopped", f"run.from={run}", "ppo.steps=100"]
+    process = subprocess.Popen(command(run.parent.parent, *overrides), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("ppo "):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    assert process.wait(timeout=60) == 143
+    assert list((run.parent / "stopped" / "checkpoints").glob("step_????????"))

@@ -1,0 +1,238 @@
+"""The real engine: its log-probs are the learner's, its weights are proven, and what is wrong with them is found."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import ClassVar
+
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from rlhf_ray.algo.losses import nucleus_logprobs
+from rlhf_ray.errors import InfrastructureError, WeightsMismatch
+from rlhf_ray.models.policy import load_policy, load_tokenizer, new_policy, save_policy, train_tokenizer
+from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup
+from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.placement import Placement
+from rlhf_ray.roles.vllm_engine import VllmEngine
+from rlhf_ray.roles.weights import PushedWeights, WeightsHandoff, flatten, unflatten
+from rlhf_ray.types import GenerationRequest, Rollout, Sampling, WeightsReceipt
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+COOL = Sampling(temperature=0.7, top_p=0.9, max_tokens=24)
+
+
+class Engine(VllmEngine):
+    """The real one, which forgets to empty its prefix cache while a file exists."""
+
+    def __init__(self, model: Path, *, keeps_cache: Path, **options: int) -> None:
+        super().__init__(model, **options)
+        self.keeps_cache, self.empty = keeps_cache, self.llm.reset_prefix_cache
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.llm.reset_prefix_cache = (lambda: True) if self.keeps_cache.exists() else self.empty
+        super().load(weights)
+
+
+class ShakenLearner(Learner):
+    """A learner whose every update changes all weights."""
+
+    def update(self, _: object) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(self.weights_step)
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        self.weights_step += 1
+        return {}
+
+    def prepare(self, *_: object):  # type: ignore[no-untyped-def]
+        return Nothing
+
+
+class Nothing:
+    metrics: ClassVar[dict[str, float]] = {}
+
+
+@pytest.fixture(scope="module")
+def folder(placement: Placement, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random policy that is sure of some tokens, so that a nucleus means something."""
+    path = tmp_path_factory.mktemp("vllm") / "policy"
+    tokenizer = train_tokenizer(WORDS.split(","), vocabulary=512, context=256)
+    policy = new_policy(placement.config.model, tokenizer, seed=1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    save_policy(path, policy, tokenizer)
+    return path
+
+
+WORDS = "the blue lamp arrived broken,hello there my friend,where is my red chair,it has not come"
+
+
+@pytest.fixture(scope="module")
+def roles(placement: Placement, folder: Path) -> Iterator[tuple[GeneratorGroup, LearnerGroup]]:
+    engine = partial(Engine, folder, keeps_cache=folder / "keeps_cache", context=256, kv_cache_mib=64)
+    generators = placement.start_generators(folder, weights_step=0, make_engine=engine)
+    learner = placement.start_learner(partial(ShakenLearner.from_folder, folder, placement.config))
+    placement.wait_ready()
+    yield generators, learner
+    placement.stop_actors()
+
+
+@pytest.fixture
+def handoff(
+    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path, placement: Placement
+) -> Iterator[Callable[..., WeightsHandoff]]:
+    def make(generators: object = roles[0]) -> WeightsHandoff:
+        return WeightsHandoff(roles[1], generators, vocabulary=len(load_tokenizer(folder)), context=256)
+
+    yield make
+    (folder / "keeps_cache").unlink(missing_ok=True)
+
+
+def next_step(learner: LearnerGroup) -> int:
+    """Lets the learner change its weights; returns the new step."""
+    learner.prepare([], [])
+    learner.update()
+    return learner.push_weights().weights_step
+
+
+def some_requests(vocabulary: int, n: int = 48) -> list[GenerationRequest]:
+    """Prompts of 3 to 190 tokens, some of them longer than one cache block."""
+    draw = Random(0)
+    lengths = [draw.randint(3, 190) for _ in range(n)]
+    return [
+        GenerationRequest(f"r{i}", f"p{i}", tuple(draw.randrange(6, vocabulary) for _ in range(length)), seed=i)
+        for i, length in enumerate(lengths)
+    ]
+
+
+def worst_difference(rollouts: list[Rollout], folder: Path, sampling: Sampling) -> tuple[float, int, int]:
+    """Against Hugging Face at the same weights: largest difference, tokens compared, tokens at a nucleus's edge."""
+    policy = load_policy(folder)
+    worst, compared, unsure = 0.0, 0, 0
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+        with torch.no_grad():
+            logits = policy(ids).logits[0, len(rollout.prompt_ids) - 1 : -1]  # (T, V)
+        logprobs, ambiguous = nucleus_logprobs(
+            logits, torch.tensor(rollout.response_ids), temperature=sampling.temperature, top_p=sampling.top_p
+        )
+        difference = (logprobs - torch.tensor(rollout.logprobs))[~ambiguous].abs()
+        worst = max([worst, *difference.tolist()])
+        compared, unsure = compared + len(difference), unsure + int(ambiguous.sum())
+    return worst, compared, unsure
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=24), COOL], ids=["temperature 1", "0.7, top-p 0.9"])
+def test_behaviour_log_probs_are_those_of_hugging_face(
+    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path, sampling: Sampling
+) -> None:
+    rollouts = roles[0].generate(some_requests(len(load_tokenizer(folder))), sampling)
+    worst, compared, unsure = worst_difference(rollouts, folder, sampling)
+    assert worst <= 1e-4
+    assert compared > 20 * unsure
+    assert any(value < -0.1 for rollout in rollouts for value in rollout.logprobs)
+
+
+def test_a_seed_draws_the_same_rollout_alone_and_in_a_batch(
+    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path
+) -> None:
+    requests = some_requests(len(load_tokenizer(folder)), n=12)
+    together = roles[0].generate(requests, COOL)
+    alone = [roles[0].generate([request], COOL)[0] for request in requests[:3]]
+    assert [rollout.response_ids for rollout in alone] == [rollout.response_ids for rollout in together[:3]]
+
+
+def test_a_response_ends_with_the_end_token_or_at_its_length(
+    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path
+) -> None:
+    tokenizer = load_tokenizer(folder)
+    rollouts = roles[0].generate(some_requests(len(tokenizer), n=200), Sampling(max_tokens=24))
+    stopped = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
+    assert stopped
+    assert all(
+        rollout.response_ids.index(tokenizer.eos_token_id) == len(rollout.response_ids) - 1 for rollout in stopped
+    )
+    cut = [rollout for rollout in rollouts if rollout.finish_reason == "length"]
+    assert all(len(rollout.response_ids) == 24 for rollout in cut)
+
+
+def test_every_step_weights_arrive_and_are_proven(
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
+) -> None:
+    generators, learner = roles
+    requests = some_requests(len(load_tokenizer(folder)), n=8)
+    before = generators.generate(requests, COOL)
+    for _ in range(3):
+        metrics = handoff().publish(next_step(learner))
+        assert metrics["sync/probe_max_abs"] <= 1e-4
+    after = generators.generate(requests, COOL)
+    own = learner.logprobs_of([(rollout.prompt_ids, rollout.response_ids) for rollout in after], COOL)
+    assert [rollout.response_ids for rollout in before] != [rollout.response_ids for rollout in after]
+    assert (
+        max(abs(a - b) for row, r in zip(own, after, strict=True) for a, b in zip(row, r.logprobs, strict=True)) < 1e-4
+    )
+
+
+class Tampered:
+    """The generators, with one layer's sign flipped in the engine once it has loaded the right weights."""
+
+    def __init__(self, generators: GeneratorGroup, layer: str) -> None:
+        self.generators, self.layer = generators, layer
+        self.probe, self.release = generators.probe, generators.release
+
+    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+        receipts = self.generators.load_weights(pushed)
+        weights = dict(unflatten(ray.get(pushed.handle)))
+        flipped = flatten({**weights, self.layer: -weights[self.layer]}, pushed.weights_step)
+        self.generators.load_weights(PushedWeights(flipped, pushed.weights_step, flipped.sha256, 0))
+        return receipts
+
+
+@pytest.mark.parametrize("layer", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"])
+def test_one_layer_flipped_after_loading_is_caught_by_the_probe(
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], layer: str
+) -> None:
+    generators, learner = roles
+    with pytest.raises(WeightsMismatch, match=r"generator-0 .* \(expected\) is -\d.* \(got\) -\d.*they differ by"):
+        handoff(Tampered(generators, layer)).publish(next_step(learner))
+    with pytest.raises(InfrastructureError, match="must not sample"):
+        generators.generate(some_requests(100, n=1), COOL)
+    handoff().publish(next_step(learner))
+
+
+class Headless(Tampered):
+    """The generators, given the weights of the body alone."""
+
+    def __init__(self, generators: GeneratorGroup) -> None:
+        super().__init__(generators, "")
+
+    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+        weights = {name: w for name, w in unflatten(ray.get(pushed.handle)) if name != "lm_head.weight"}
+        flat = flatten(weights, pushed.weights_step)
+        receipts = self.generators.load_weights(PushedWeights(flat, pushed.weights_step, flat.sha256, 0))
+        return {name: replace(receipt, sha256=pushed.sha256) for name, receipt in receipts.items()}
+
+
+def test_a_head_that_stayed_stale_is_caught_by_the_probe(
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff]
+) -> None:
+    generators, learner = roles
+    with pytest.raises(WeightsMismatch):
+        handoff(Headless(generators)).publish(next_step(learner))
+
+
+def test_a_prefix_cache_that_outlived_its_weights_is_caught_by_the_probe(
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
+) -> None:
+    _, learner = roles
+    handoff().publish(next_step(learner))
+    (folder / "keeps_cache").touch()
+    with pytest.raises(WeightsMismatch, match=r"on probe [23], token"):
+        handoff().publish(next_step(learner))

@@ -1,0 +1,27 @@
+"""What Ray is told, and what is refused before it starts."""
+
+import pytest
+
+from rlhf_ray.config import load_config
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.roles.placement import Placement, start_ray
+
+
+def test_more_gpus_than_there_are_is_refused_before_ray_starts() -> None:
+    with pytest.raises(ConfigError, match=r"ask for 64 GPUs .* set them to 0 to run on CPU"):
+        start_ray(load_config(None, ["resources.learner_gpus=64"]))
+
+
+def test_each_role_gets_its_own_gpus_and_the_threads_of_the_config() -> None:
+    config = load_config(None, ["resources.threads=3", "resources.generator_gpus=2", "resources.learner_gpus=0.5"])
+    placement = Placement(config, started=True)
+    assert [placement.options(role)["num_gpus"] for role in ("generator", "learner", "scorer")] == [2, 0.5, 0]
+    environment = placement.options("learner")["runtime_env"]["env_vars"]
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_dead_role_is_not_started_again_behind_the_runs_back() -> None:
+    placement = Placement(load_config(), started=True)
+    assert placement.options("generator")["max_restarts"] == 0
+    assert placement.options("learner", actor=False)["max_retries"] == 0
