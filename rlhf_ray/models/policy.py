@@ -86,8 +86,11 @@ def save_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     save_folder(folder, model, tokenizer)
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer; `ModelError` where it cannot render a dialogue or end an answer."""
+def load_tokenizer(path: Path, *, context: int | None = None) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer; `ModelError` where it cannot render a dialogue or end an answer.
+
+    With `context` it takes no more tokens than that, whatever it says of itself.
+    """
     if not path.is_dir():
         raise ModelError(f"no tokenizer at {path}: give a folder that save_pretrained wrote")
     with explained(path, "tokenizer"):
@@ -98,6 +101,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"tokenizer {path} has no end token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if context is not None:
+        tokenizer.model_max_length = min(context, tokenizer.model_max_length)
     return tokenizer
 
 

@@ -19,8 +19,13 @@ class PreferencesRecipe:
         self.held_out_prompts: Sequence[Prompt] = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
 
     def corpus(self) -> list[str]:
-        """Every answer of the training side, liked or not: language to learn from."""
-        return [text for pair in self.train_pairs for text in (pair.chosen, pair.rejected)]
+        """Every turn of the training side once, liked or not: language to learn from."""
+        texts = [
+            text
+            for pair in self.train_pairs
+            for text in (*(message.content for message in pair.prompt.messages), pair.chosen, pair.rejected)
+        ]
+        return list(dict.fromkeys(texts))
 
     def demonstrations(self) -> list[Exchange]:
         """The answers that people preferred."""

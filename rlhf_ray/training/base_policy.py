@@ -44,7 +44,8 @@ def make_base_policy(config: Config, folder: Path, *, say: Say = print) -> dict[
         )
         model: PreTrainedModel = new_policy(config.model, tokenizer, seed=config.seed)
     else:
-        tokenizer, model = load_tokenizer(config.model.path), load_policy(config.model.path)
+        tokenizer = load_tokenizer(config.model.path, context=config.model.context)
+        model = load_policy(config.model.path)
     say(f"base policy: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     if config.model.path is None and config.pretrain.max_epochs > 0:
         texts = [(encode_text(tokenizer, text), 0) for text in recipe.corpus()]
@@ -91,10 +92,9 @@ def fitting(
         try:
             kept.append((exchange, encode_exchange(tokenizer, exchange)))
         except DataError:
-            if config.recipe == "preferences" and config.data.on_bad_row == "skip":
-                dropped["longer than the context"] += 1
-            else:
+            if config.data.on_bad_row == "error":
                 raise
+            dropped["longer than the context"] += 1
     if not kept:
         raise DataError("no demonstration fits into the context; raise model.context")
     return kept, dropped

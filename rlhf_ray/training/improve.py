@@ -7,10 +7,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from rlhf_ray import __version__
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
-from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.groups import GeneratorGroup
 from rlhf_ray.roles.learner import Learner
@@ -37,6 +38,10 @@ class Context(Protocol):
     say: Say
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's."""
+
+    @property
     def placement(self) -> Placement:
         """Ray."""
 
@@ -49,7 +54,7 @@ def improve(run: Context) -> None:
     """PPO from the folder's base policy and reward model, up to `summary.json`."""
     config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
     began = time.monotonic()
-    tokenizer = load_tokenizer(folder.base_policy)
+    tokenizer = run.tokenizer
     learner = run.placement.start_learner(partial(Learner.from_folder, folder.base_policy, config))
     scorers = run.placement.start_scorers(folder.reward_model)
     run.placement.wait_ready()

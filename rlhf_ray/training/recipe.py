@@ -1,12 +1,18 @@
 """The recipe of a config, the same on every machine that makes it."""
 
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
 from rlhf_ray.config import Config
 from rlhf_ray.data.preferences import split_by_group
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.feedback.formats import read_pairs
+from rlhf_ray.models.policy import encode_prompt
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.types import Prompt
 
 
 def make_recipe(config: Config) -> Recipe:
@@ -14,6 +20,32 @@ def make_recipe(config: Config) -> Recipe:
     if config.recipe == "dialogue":
         return DialogueRecipe(config.data, seed=config.seed)
     return make_preferences(config)
+
+
+def drop_long_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
+    """Leaves in `recipe` the prompts that, with `rollout.max_tokens` for an answer, fit into the context.
+
+    Returns how many went; raises `DataError` for the first one unless `data.on_bad_row` is `skip`.
+    """
+    before = len(recipe.train_prompts) + len(recipe.held_out_prompts)
+    recipe.train_prompts = _fitting(recipe.train_prompts, tokenizer, config)
+    recipe.held_out_prompts = _fitting(recipe.held_out_prompts, tokenizer, config)
+    if not recipe.train_prompts or not recipe.held_out_prompts:
+        raise DataError("no prompt fits into the context with rollout.max_tokens for an answer; raise model.context")
+    return before - len(recipe.train_prompts) - len(recipe.held_out_prompts)
+
+
+def _fitting(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Prompt]:
+    kept = []
+    for prompt in prompts:
+        try:
+            encode_prompt(tokenizer, prompt, room=config.rollout.max_tokens)
+        except DataError:
+            if config.data.on_bad_row == "error":
+                raise
+        else:
+            kept.append(prompt)
+    return kept
 
 
 def make_preferences(config: Config) -> PreferencesRecipe:

@@ -11,11 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
 from rlhf_ray.feedback.store import FeedbackStore
-from rlhf_ray.models.folder import read_folder
-from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.models.policy import load_policy, load_tokenizer
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.roles.groups import GeneratorGroup
@@ -23,7 +24,7 @@ from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
 from rlhf_ray.training.improve import improve
-from rlhf_ray.training.recipe import make_recipe
+from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward_stage import make_reward_model
 from rlhf_ray.training.run_folder import RunFolder, existing_run
@@ -74,6 +75,7 @@ class Run:
         self._stack = stack
         self._placement: Placement | None = None
         self._generators: GeneratorGroup | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def placement(self) -> Placement:
@@ -81,6 +83,16 @@ class Run:
         if self._placement is None:
             self._placement = self._stack.enter_context(start_ray(self.config))
         return self._placement
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base policy's, held to the context; what it shows to be too long is dropped from the recipe once."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.folder.base_policy, context=self.config.model.context)
+            dropped = drop_long_prompts(self.recipe, self._tokenizer, self.config)
+            if dropped:
+                self.say(f"{dropped} prompts skipped: longer than the context allows")
+        return self._tokenizer
 
     @property
     def generators(self) -> GeneratorGroup:
@@ -149,7 +161,7 @@ class Run:
             store,
             self.recipe,
             self.generators,
-            tokenizer=load_tokenizer(self.folder.base_policy),
+            tokenizer=self.tokenizer,
             config=self.config,
             say=self.say,
         )
@@ -170,8 +182,7 @@ class Run:
 def check_models(config: Config) -> None:
     """Refuses a model folder that cannot be used before any work is done."""
     if config.model.path is not None:
-        read_folder(config.model.path, "policy")
-        load_tokenizer(config.model.path)
+        load_policy(config.model.path)
     if config.reward_model.path is not None:
         from rlhf_ray.models.reward import load_reward_model
 

@@ -1,0 +1,30 @@
+"""People's pairs as a recipe."""
+
+from rlhf_ray.feedback.formats import Pair
+from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.types import Message, Prompt
+
+
+def make_pair(n: int, chosen: str = "yes", rejected: str = "no") -> Pair:
+    return Pair(Prompt(f"p{n}", (Message("user", f"question {n}"),), group=f"g{n}"), chosen, rejected)
+
+
+def recipe() -> PreferencesRecipe:
+    return PreferencesRecipe([make_pair(1), make_pair(1, "sure", "never"), make_pair(2)], [make_pair(3)], described="")
+
+
+def test_a_prompt_with_several_pairs_is_asked_once() -> None:
+    assert [prompt.id for prompt in recipe().train_prompts] == ["p1", "p2"]
+    assert [prompt.id for prompt in recipe().held_out_prompts] == ["p3"]
+
+
+def test_it_imitates_what_people_chose() -> None:
+    assert [exchange.response for exchange in recipe().demonstrations()] == ["yes", "sure", "yes"]
+
+
+def test_its_texts_are_those_of_the_training_side_each_once() -> None:
+    assert recipe().corpus() == ["question 1", "yes", "no", "sure", "never", "question 2"]
+
+
+def test_nobody_knows_its_gold() -> None:
+    assert recipe().gold(make_pair(1).prompt, "yes") is None
