@@ -110,7 +110,7 @@ class RewardFitConfig(FitConfig):
     learning_rate: Positive = 7e-4
     batch_size: Count = 8
     """Answers an optimizer step; all answers to one prompt stay together."""
-    max_epochs: Annotated[float, Field(ge=0)] = 3
+    max_epochs: Annotated[float, Field(ge=0)] = 2
     eval_every: Count = 400
     patience: Count = 2
 
@@ -134,7 +134,7 @@ class FeedbackConfig(Section):
     """Database URL; by default `feedback.db` in the run folder."""
     prompts: Count = 2200
     """Training prompts whose answers are judged."""
-    answers: Annotated[int, Field(ge=2, le=16)] = 4
+    answers: Annotated[int, Field(ge=2, le=16)] = 6
     """Answers sampled and ranked a prompt."""
     annotators: AnnotatorConfig = AnnotatorConfig()
 
@@ -178,7 +178,7 @@ class RolloutConfig(Section):
 class KLConfig(Section):
     """How the policy is held near the reference."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.05
+    coef: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
     target: Positive | None = None
     """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""

@@ -37,11 +37,11 @@ class Skill:
     """How often a demonstrator gets each piece wrong; chances are independent of each other."""
 
     wrong_thing: float = 0.1
-    wrong_remedy: float = 0.07
-    no_remedy: float = 0.35
-    no_step: float = 0.4
-    wrong_step: float = 0.07
-    no_sorry: float = 0.3
+    wrong_remedy: float = 0.2
+    no_remedy: float = 0.2
+    no_step: float = 0.25
+    wrong_step: float = 0.2
+    no_sorry: float = 0.25
     rude_opener: float = 0.45
     rude_closer: float = 0.4
     repeats: float = 0.12

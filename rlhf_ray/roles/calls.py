@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from rlhf_ray.errors import ActorFailed, DeadlineExceeded, InputError, RunFailed
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LOGS = "/tmp/ray/session_latest/logs on its node"
 _SHOWN_LATE = 5
 """Late actors named in a message; with hundreds of them the first few are enough."""
 
@@ -92,7 +93,10 @@ def _answer(ref: ray.ObjectRef, name: str, node: str | None, *, doing: str) -> A
         if isinstance(cause, InputError | RunFailed):
             raise cause from None
         where = f" on {node}" if node else ""
-        raise ActorFailed(f"{name}{where} failed while it was {doing}:\n{_COLOUR.sub('', str(error))}") from None
+        told = _COLOUR.sub("", str(error))
+        if cause is None:  # no traceback: the process is gone, and its last words are in a file
+            told += f"\nIts last words, if any, are in {_LOGS}, in the .err file of its pid."
+        raise ActorFailed(f"{name}{where} failed while it was {doing}:\n{told}") from None
 
 
 def _late(names: list[str], nodes: Mapping[str, str], *, deadline_s: float, doing: str) -> DeadlineExceeded:
