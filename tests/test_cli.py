@@ -50,6 +50,7 @@ def test_the_schema_describes_each_key(tmp_path: Path) -> None:
         (["run", "run.id=x", "reward_model.path=nowhere"], "nowhere"),
         (["run", "run.id=x", "run.from=nowhere"], "nowhere"),
         (["run", "run.id=x", "data.prompts=9999"], "data.prompts"),
+        (["run", "run.id=x", "model.heads=8"], "head size"),
         (["report", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
         (["feedback", "stats", "--store", "nowhere.db"], "nowhere.db"),

@@ -32,6 +32,8 @@ from rlhf_ray.training.stopping import Stopping
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM 0.32's attention on CPU is built for; another size would fail in the first batch, after the fits."""
 TAKEN_OVER = {
     "base_policy": ("base_policy", "base.json"),
     "feedback": ("feedback.db", "feedback.json"),
@@ -180,9 +182,14 @@ class Run:
 
 
 def check_models(config: Config) -> None:
-    """Refuses a model folder that cannot be used before any work is done."""
+    """Refuses a model folder, or a size, that cannot be used, before any work is done."""
     if config.model.path is not None:
         load_policy(config.model.path)
+    elif config.model.hidden // config.model.heads not in HEAD_SIZES:
+        raise ConfigError(
+            f"model.hidden={config.model.hidden} over model.heads={config.model.heads} is a head size that vLLM's CPU "
+            f"attention does not have; it has {', '.join(map(str, HEAD_SIZES))}"
+        )
     if config.reward_model.path is not None:
         from rlhf_ray.models.reward import load_reward_model
 

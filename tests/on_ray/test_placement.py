@@ -46,7 +46,7 @@ def test_an_actor_that_cannot_start_says_why(placement: Placement) -> None:
 
 def test_a_role_has_the_threads_that_the_config_gives(placement: Placement) -> None:
     found = placement.run_task(remote.environment, doing="looking", deadline_s=100)
-    assert found == {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert found == {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "2000"}
 
 
 def test_a_task_prints_to_the_driver_while_it_runs(placement: Placement, capsys: pytest.CaptureFixture[str]) -> None:

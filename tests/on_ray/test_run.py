@@ -37,7 +37,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that was killed after its first checkpoint and finished by the same command: its folder, the second's log."""
+    """A run killed after its first checkpoint and finished by the same command: its folder, the second's log."""
     folder = tmp_path_factory.mktemp("run")
     run = folder / "runs" / "small"
     with (folder / "first.log").open("w") as log:

@@ -18,7 +18,7 @@ def test_each_role_gets_its_own_gpus_and_the_threads_of_the_config() -> None:
     assert [placement.options(role)["num_gpus"] for role in ("generator", "learner", "scorer")] == [2, 0.5, 0]
     environment = placement.options("learner")["runtime_env"]["env_vars"]
     assert environment["OMP_NUM_THREADS"] == "3"
-    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert int(environment["GOMP_SPINCOUNT"]) <= 5000  # waiting threads soon leave the cores to others
 
 
 def test_a_dead_role_is_not_started_again_behind_the_runs_back() -> None:
