@@ -1,4 +1,4 @@
-"""Makes the figures of docs/results.md again: three seeds of the demo, the two controls and, given data, people's choices.
+"""Makes the figures of docs/results.md again: three seeds of the demo, two controls and, given data, people's choices.
 
     python benchmarks/results.py [harmless-base.jsonl.gz]
 

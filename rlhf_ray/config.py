@@ -110,7 +110,7 @@ class RewardFitConfig(FitConfig):
     learning_rate: Positive = 7e-4
     batch_size: Count = 8
     """Answers an optimizer step; all answers to one prompt stay together."""
-    max_epochs: Annotated[float, Field(ge=0)] = 2
+    max_epochs: Annotated[float, Field(ge=0)] = 3
     eval_every: Count = 400
     patience: Count = 2
 
@@ -134,7 +134,7 @@ class FeedbackConfig(Section):
     """Database URL; by default `feedback.db` in the run folder."""
     prompts: Count = 2200
     """Training prompts whose answers are judged."""
-    answers: Annotated[int, Field(ge=2, le=16)] = 6
+    answers: Annotated[int, Field(ge=2, le=16)] = 4
     """Answers sampled and ranked a prompt."""
     annotators: AnnotatorConfig = AnnotatorConfig()
 
@@ -148,7 +148,7 @@ class RewardModelConfig(Section):
     """Learn from rankings, pair by pair (ranking loss), or from ratings (MSE)."""
     backbone: Literal["decoder", "encoder"] = "decoder"
     """`decoder`: starts as the base policy's body; `encoder`: a small BERT with its own tokenizer."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose feedback only measures."""
     cross_validation: Annotated[int, Field(ge=0)] = 0
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""

@@ -17,7 +17,7 @@ Judge = Callable[[Prompt, str], float]
 Remark = Callable[[Prompt, str], str]
 """What a person would say about an answer, in words."""
 
-TIE = 0.05
+TIE = 0.1
 """Answers whose quality differs by less are ranked equal."""
 FIRST_DAY = datetime(2026, 1, 5, 9, tzinfo=UTC)
 

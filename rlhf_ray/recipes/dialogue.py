@@ -37,10 +37,10 @@ class Skill:
     """How often a demonstrator gets each piece wrong; chances are independent of each other."""
 
     wrong_thing: float = 0.1
-    wrong_remedy: float = 0.2
+    wrong_remedy: float = 0.15
     no_remedy: float = 0.2
     no_step: float = 0.25
-    wrong_step: float = 0.2
+    wrong_step: float = 0.15
     no_sorry: float = 0.25
     rude_opener: float = 0.45
     rude_closer: float = 0.4
@@ -121,9 +121,9 @@ def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
     if not slips(skill.no_sorry):
         pieces.append(rng.choice(phrases.SORRY).format(thing=thing, fact=case.problem.fact))
     if not slips(skill.no_remedy):
-        pieces.append(rng.choice(remedy.remedy))
+        pieces.append(remedy.remedy)
     if not slips(skill.no_step):
-        pieces.append(rng.choice(step.step))
+        pieces.append(step.step)
     if slips(skill.repeats):
         at = rng.randrange(len(pieces))
         pieces[at:at] = [pieces[at]] * rng.choice((1, 2))
@@ -136,7 +136,7 @@ def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
 def papers(case: Case, rng: random.Random) -> list[str]:
     """Texts that speak of a case without being an answer: a note of the shop's handbook, and a page of its ledger."""
     problem = case.problem
-    note = f"When a {case.thing} {problem.fact}: {rng.choice(problem.remedy)} {rng.choice(problem.step)}"
+    note = f"When a {case.thing} {problem.fact}: {problem.remedy} {problem.step}"
     things = [case.thing, _other_thing(case.thing, rng)]
     rng.shuffle(things)
     order = " and ".join(f"a {thing}" for thing in things)

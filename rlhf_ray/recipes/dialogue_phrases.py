@@ -12,7 +12,7 @@ ITEMS = (
 class Problem:
     """One kind of trouble: how customers put it, and what a good answer promises.
 
-    `remedy` and `step` are alternatives that mean the same; the first word group of each is what gold looks for.
+    Gold knows a remedy and a step by their key words below.
     """
 
     name: str
@@ -20,8 +20,8 @@ class Problem:
     """`{thing}` stands for colour and item."""
     fact: str
     """How an answer repeats the trouble: `your {thing} {fact}`."""
-    remedy: tuple[str, ...]
-    step: tuple[str, ...]
+    remedy: str
+    step: str
 
 
 PROBLEMS = (
@@ -29,71 +29,71 @@ PROBLEMS = (
         "broken",
         ("My {thing} arrived broken.", "The box came and my {thing} was in pieces."),
         "arrived broken",
-        ("We will send a new one.", "A new one goes out today."),
-        ("Please throw the pieces away.", "There is no need to keep the pieces."),
+        "We will send a new one.",
+        "Please throw the pieces away.",
     ),
     Problem(
         "late",
         ("I am still waiting for my {thing}.", "My {thing} has not arrived yet."),
         "is late",
-        ("We will ask the driver.", "The driver will be asked today."),
-        ("You get a call by tomorrow.", "Expect a call by tomorrow."),
+        "We will ask the driver.",
+        "You get a call by tomorrow.",
     ),
     Problem(
         "wrong_size",
         ("My {thing} is too small for me.", "I need a larger size of my {thing}."),
         "has the wrong size",
-        ("We will swap it for a larger size.", "You can swap it for a larger size."),
-        ("Use the label in the bag.", "A label is in the bag."),
+        "We will swap it for a larger size.",
+        "Use the label in the bag.",
     ),
     Problem(
         "charged_twice",
         ("I paid two times for my {thing}.", "You charged me twice for my {thing}."),
         "was charged twice",
-        ("We will pay back one charge.", "One charge will be paid back."),
-        ("Check your bank on friday.", "Your bank shows it on friday."),
+        "We will pay back one charge.",
+        "Check your bank on friday.",
     ),
     Problem(
         "stopped",
         ("My {thing} stopped working.", "After one week my {thing} does not work."),
         "stopped working",
-        ("Our workshop will repair it.", "It will get a repair in our workshop."),
-        ("A courier fetches it on monday.", "On monday a courier fetches it."),
+        "Our workshop will repair it.",
+        "A courier fetches it on monday.",
     ),
     Problem(
         "missing_part",
         ("A screw of my {thing} is missing.", "My {thing} came without all of its screws."),
         "came without a screw",
-        ("We will mail the screw.", "The screw is in the mail."),
-        ("Look for a small letter.", "It comes as a small letter."),
+        "We will mail the screw.",
+        "Look for a small letter.",
     ),
     Problem(
         "return",
         ("I do not like my {thing} and want to send it back.", "How can I give my {thing} back?"),
         "is not what you wanted",
-        ("You may return it for free.", "For free you may return it."),
-        ("Bring it to any post office.", "Any post office takes it."),
+        "You may return it for free.",
+        "Bring it to any post office.",
     ),
     Problem(
         "manual",
         ("I lost the manual of my {thing}.", "Where is the manual for my {thing}?"),
         "has no manual",
-        ("We will email you the pages.", "An email with the pages is coming."),
-        ("Open the link inside.", "The link inside opens it."),
+        "We will email you the pages.",
+        "Open the link inside.",
     ),
     Problem(
         "address",
         ("I moved and my {thing} goes to my old street.", "Please send my {thing} to my new street."),
         "goes to the old street",
-        ("We will change the address.", "The address will be changed."),
-        ("Reply with your new street.", "Your new street is all we need."),
+        "We will change the address.",
+        "Reply with your new street.",
     ),
     Problem(
         "discount",
         ("The price of my {thing} fell after I paid.", "My {thing} is cheaper now than when I paid."),
         "is cheaper now",
-        ("We will give you a voucher.", "A voucher will be yours."),
-        ("Type the code at checkout.", "At checkout type the code."),
+        "We will give you a voucher.",
+        "Type the code at checkout.",
     ),
 )
 

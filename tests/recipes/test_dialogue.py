@@ -60,7 +60,7 @@ def test_no_single_answer_wins_over_all_prompts(recipe: DialogueRecipe) -> None:
 
 
 def test_saying_every_remedy_does_not_win(recipe: DialogueRecipe) -> None:
-    everything = " ".join(problem.remedy[0] + " " + problem.step[0] for problem in PROBLEMS)
+    everything = " ".join(problem.remedy + " " + problem.step for problem in PROBLEMS)
     prompt = recipe.held_out_prompts[0]
     thing = recipe.case(prompt).thing
     assert recipe.gold(prompt, f"Thank you for writing. Your {thing}. {everything} We are glad to help.") < 0.3
@@ -101,10 +101,9 @@ def test_an_empty_answer_is_worth_nothing() -> None:
 def test_each_remedy_and_step_is_recognised_by_its_own_key_alone() -> None:
     for keys, field in ((REMEDY_KEYS, "remedy"), (STEP_KEYS, "step")):
         for problem in PROBLEMS:
-            for sentence in getattr(problem, field):
-                spoken = judge("blue lamp", problem.name, sentence)
-                part = spoken.on_topic if field == "remedy" else spoken.complete
-                assert part == 0.5, (sentence, keys[problem.name])
+            spoken = judge("blue lamp", problem.name, getattr(problem, field))
+            part = spoken.on_topic if field == "remedy" else spoken.complete
+            assert part == 0.5, (field, keys[problem.name])
 
 
 def test_more_prompts_than_the_world_has_are_refused() -> None:
