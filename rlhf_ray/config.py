@@ -83,6 +83,8 @@ class FitConfig(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.003
     """Nats; a smaller gain is no improvement."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    tail: Positive = 0.2
+    """Steps over which the learning rate falls to zero, as a share of those before; noisy labels want many."""
 
 
 class PretrainConfig(FitConfig):
@@ -112,7 +114,7 @@ class RewardFitConfig(FitConfig):
     """Answers an optimizer step; all answers to one prompt stay together."""
     max_epochs: Annotated[float, Field(ge=0)] = 3
     eval_every: Count = 400
-    patience: Count = 2
+    tail: Positive = 2.0
 
 
 class AnnotatorConfig(Section):
@@ -178,7 +180,7 @@ class RolloutConfig(Section):
 class KLConfig(Section):
     """How the policy is held near the reference."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.1
+    coef: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
     target: Positive | None = None
     """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""

@@ -36,12 +36,12 @@ class Case:
 class Skill:
     """How often a demonstrator gets each piece wrong; chances are independent of each other."""
 
-    wrong_thing: float = 0.1
-    wrong_remedy: float = 0.15
-    no_remedy: float = 0.2
-    no_step: float = 0.25
-    wrong_step: float = 0.15
-    no_sorry: float = 0.25
+    wrong_thing: float = 0.04
+    wrong_remedy: float = 0.03
+    no_remedy: float = 0.35
+    no_step: float = 0.4
+    wrong_step: float = 0.03
+    no_sorry: float = 0.4
     rude_opener: float = 0.45
     rude_closer: float = 0.4
     repeats: float = 0.12

@@ -85,7 +85,7 @@ def fit(
         raise DataError(f"{stage} has {len(items)} rows to train on and {len(validation)} to validate; it needs both")
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
     steps = max(1, math.ceil(config.max_epochs * math.ceil(len(items) / config.batch_size)))
-    pace = Pace(steps, config.eval_every)
+    pace = Pace(steps, config.eval_every, config.tail)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(), quiet_transformers():
         optimizer = _optimizer(model, config)

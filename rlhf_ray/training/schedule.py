@@ -9,8 +9,6 @@ from torch.utils.data import Sampler
 
 CHUNK = 16
 """Batches among which like lengths are put together: enough to save padding, few enough to stay random."""
-TAIL = 0.2
-"""Steps of the decay to zero, as a share of those before it."""
 WARM_UP = 0.05
 """Steps of the rise to the full rate, as a share of all; at most 100."""
 
@@ -22,19 +20,21 @@ class Pace:
     end: int
     """The step to stop at."""
     eval_every: int
+    tail: float
+    """Steps of the decay to zero, as a share of those before it."""
     tail_start: int = field(init=False)
     """Where there is a look at the validation loss before it, one of these, so that the best weights are known."""
     warm_up: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.warm_up = max(1, min(100, round(WARM_UP * self.end)))
-        at_most = self.end / (1 + TAIL)
+        at_most = self.end / (1 + self.tail)
         self.tail_start = math.floor(at_most / self.eval_every) * self.eval_every or max(1, round(at_most))
 
     def begin_tail(self, step: int) -> None:
         """Starts the decay now rather than as late as possible."""
         self.tail_start = step
-        self.end = min(self.end, step + max(1, round(TAIL * step)))
+        self.end = min(self.end, step + max(1, round(self.tail * step)))
 
     def factor(self, step: int) -> float:
         """Of the configured rate, for the update after `step` ones."""

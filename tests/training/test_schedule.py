@@ -6,7 +6,7 @@ from rlhf_ray.training.schedule import LengthGrouped, Pace
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    pace = Pace(120, eval_every=50)
+    pace = Pace(120, eval_every=50, tail=0.2)
     factors = [pace.factor(step) for step in range(121)]
     assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     assert factors[6:101] == [1.0] * 95
@@ -15,12 +15,12 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
 
 
 def test_a_fit_too_short_for_a_second_look_decays_too() -> None:
-    pace = Pace(12, eval_every=50)
+    pace = Pace(12, eval_every=50, tail=0.2)
     assert [pace.factor(step) for step in (9, 10, 11, 12)] == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_a_decay_that_begins_early_ends_early() -> None:
-    pace = Pace(120, eval_every=50)
+    pace = Pace(120, eval_every=50, tail=0.2)
     pace.begin_tail(50)
     assert pace.end == 60
     assert [pace.factor(step) for step in (50, 55, 60)] == [1.0, 0.5, 0.0]
