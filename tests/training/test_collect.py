@@ -1,0 +1,78 @@
+"""Feedback into the store: from simulated annotators and from people's files."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config import Config, load_config
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.formats import Pair
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.recipes.dialogue import DialogueRecipe
+from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling
+from tests.training.fakes import Roles, Tokenizer
+
+
+class Wide(Tokenizer):
+    model_max_length = 1000
+
+
+class Mute(Roles):
+    """Every second answer is empty."""
+
+    def generate(self, requests: list[GenerationRequest], _: Sampling) -> list[Rollout]:
+        rollouts = super().generate(requests, _)
+        return [
+            r if i % 2 else Rollout(r.id, r.prompt_id, r.prompt_ids, (0,), (-1.0,), 0, "stop")
+            for i, r in enumerate(rollouts)
+        ]
+
+
+def config() -> Config:
+    return load_config(None, ["run.id=t", "feedback.prompts=5", "data.prompts=40", "data.held_out=8"])
+
+
+def collect(path: Path, roles: Roles) -> tuple[dict, list]:
+    recipe = DialogueRecipe(config().data, seed=0)
+    with FeedbackStore(path / "s.db") as store:
+        record = collect_from_annotators(store, recipe, roles, tokenizer=Wide(), config=config(), say=lambda _: None)  # type: ignore[arg-type]
+        return record, list(store.read(record["snapshot"]))
+
+
+def test_each_prompt_is_ranked_rated_and_commented_on(tmp_path: Path) -> None:
+    record, rows = collect(tmp_path, Roles())
+    assert record["rows"] == len(rows) == 5 * (1 + 4 + 1)
+    assert {answer.sampler for row in rows for answer in row.answers} == {"base-policy"}
+    assert all(row.display_order for row in rows if row.ranking)
+
+
+def test_the_wrong_share_is_told(tmp_path: Path) -> None:
+    assert 0 <= collect(tmp_path, Roles())[0]["flipped_share"] <= 1
+
+
+def test_nobody_judges_an_empty_answer(tmp_path: Path) -> None:
+    _, rows = collect(tmp_path, Mute())
+    assert rows
+    assert all(answer.text.strip() for row in rows for answer in row.answers)
+
+
+def test_more_prompts_than_there_are_is_an_error_with_both_figures(tmp_path: Path) -> None:
+    wanted = load_config(None, ["run.id=t", "feedback.prompts=99", "data.prompts=40", "data.held_out=8"])
+    recipe = DialogueRecipe(wanted.data, seed=0)
+    with FeedbackStore(tmp_path / "s.db") as store, pytest.raises(DataError, match=r"99 are more than the 32"):
+        collect_from_annotators(store, recipe, Roles(), tokenizer=Wide(), config=wanted, say=print)  # type: ignore[arg-type]
+
+
+def test_only_the_training_side_of_peoples_choices_is_stored(tmp_path: Path) -> None:
+    pairs = [Pair(Prompt(f"p{i}", (Message("user", f"q{i}"),), f"g{i}"), f"yes {i}", f"no {i}") for i in range(4)]
+    recipe = PreferencesRecipe(pairs[:3], pairs[3:], described="4 pairs")
+    with FeedbackStore(tmp_path / "s.db") as store:
+        record = collect_from_people(store, recipe, load_config(), say=lambda _: None)
+        rows = list(store.read(record["snapshot"]))
+    assert {row.group for row in rows} == {"g0", "g1", "g2"}
+    chosen = {
+        Exchange(row.prompt, row.answers[row.ranking.ranks.index(1)].text).response for row in rows if row.ranking
+    }
+    assert chosen == {"yes 0", "yes 1", "yes 2"}
