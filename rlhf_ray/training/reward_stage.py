@@ -13,7 +13,7 @@ from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.training.recipe import make_recipe
-from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure
+from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure, pairs_of
 
 
 def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, snapshot: str) -> dict[str, Any]:
@@ -31,6 +31,10 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
     train, held_out = split_by_group(
         items, group=lambda item: item.prompt.group, held_out=wanted.held_out, seed=config.seed
     )
+    if not pairs_of(held_out):
+        raise DataError(
+            f"none of {len(held_out)} held-out {wanted.feedback} compare two answers; raise reward_model.held_out"
+        )
     print(f"reward model: {len(train)} {wanted.feedback} to learn from, {len(held_out)} held out")
     with tempfile.TemporaryDirectory() as scratch:
         trained = Path(scratch) / "reward_model"

@@ -17,6 +17,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.policy import load_policy, load_tokenizer
+from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.roles.groups import GeneratorGroup
@@ -48,6 +49,8 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         raise ConfigError("the run has no name: give a config file, or set run.id")
     recipe = make_recipe(config)  # reads the data before anything is written
     check_models(config)
+    if config.run.from_ is not None:
+        existing_run(config.run.from_)
     stopping = Stopping()
     with ExitStack() as stack:
         stack.enter_context(stopping.listening())
@@ -191,8 +194,6 @@ def check_models(config: Config) -> None:
             f"attention does not have; it has {', '.join(map(str, HEAD_SIZES))}"
         )
     if config.reward_model.path is not None:
-        from rlhf_ray.models.reward import load_reward_model
-
         load_reward_model(config.reward_model.path)
 
 
