@@ -87,6 +87,7 @@ class Run:
         """Ray, started once."""
         if self._placement is None:
             self._placement = self._stack.enter_context(start_ray(self.config))
+            self.stopping.listen_again()
         return self._placement
 
     @property

@@ -7,6 +7,8 @@ from types import FrameType
 
 from rlhf_ray.errors import Interrupted
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stopping:
     """Whether the run was asked to stop, and by which signal."""
@@ -18,12 +20,22 @@ class Stopping:
     @contextmanager
     def listening(self) -> Iterator["Stopping"]:
         """Takes over both signals; the former handlers come back afterwards."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen_again()
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def listen_again(self) -> None:
+        """Takes the signals back from a library that has taken them.
+
+        Starting Ray installs a handler of its own for SIGTERM, which aborts the process after three seconds: too soon
+        for a step to be finished and saved.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
 
     @contextmanager
     def graceful(self) -> Iterator[None]:

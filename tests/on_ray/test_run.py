@@ -94,12 +94,16 @@ def test_a_finished_run_says_so_and_does_nothing(killed_and_resumed: tuple[Path,
 def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, str]) -> None:
     run = killed_and_resumed[0]
     overrides = ["run.id=stopped", f"run.from={run}", "ppo.steps=100"]
-    process = subprocess.Popen(command(run.parent.parent, *overrides), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(run.parent.parent, *overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("ppo "):
             process.send_signal(signal.SIGTERM)
             break
-    process.stdout.read()
-    assert process.wait(timeout=60) == 143
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 143, rest
+    assert "SIGTERM received" not in rest  # Ray's own handler, which aborts after three seconds
+    assert "the same command resumes" in rest
     assert list((run.parent / "stopped" / "checkpoints").glob("step_????????"))

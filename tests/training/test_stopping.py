@@ -30,3 +30,12 @@ def test_afterwards_the_former_handlers_are_back() -> None:
     with Stopping().listening():
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_that_a_library_put_in_its_place_is_replaced_again() -> None:
+    stopping = Stopping()
+    with stopping.listening():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stopping.listen_again()
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
