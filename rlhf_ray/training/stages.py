@@ -30,6 +30,7 @@ from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward_stage import make_reward_model
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
+from rlhf_ray.training.verdict import closing_lines
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
@@ -156,6 +157,8 @@ class Run:
         start = time.monotonic()
         with self._timed("ppo"):
             improve(self)
+        for line in closing_lines(self.folder.read_json("summary.json")):
+            self.say(line)
         self.say(
             f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)"
         )

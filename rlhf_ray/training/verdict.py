@@ -59,6 +59,19 @@ def learned(summary: Mapping[str, Any]) -> Check:
     return Check(LEARNED, gain >= 1, f"{opening} {said}")
 
 
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What a finished run says of itself at the end of its log: each question, answered in words."""
+    checks = (learned(summary), within_kl(summary), engine_agrees(summary), stays_varied(summary))
+    answers = {True: "yes", False: "NO", None: "not known"}
+    lines = [f"{check.question} {answers[check.passed]}. {check.text}" for check in checks]
+    best, n = figure(summary, "gold", "best_of_n", "gold"), figure(summary, "gold", "best_of_n", "n")
+    if best is not None and n is not None:
+        lines.insert(
+            1, f"Within reach? The best of {n:.0f} answers before, picked by gold: {best:.2f}."
+        )
+    return lines
+
+
 def _learned_by_gold(before: float, after: float, low: float | None, high: float | None) -> Check:
     moved = "rose" if after >= before else "fell"
     rise = f"Gold {moved} from {before:.2f} to {after:.2f} on held-out prompts ({after - before:+.2f}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.training.verdict import engine_agrees, figure, learned, stays_varied, within_kl
+from rlhf_ray.training.verdict import closing_lines, engine_agrees, figure, learned, stays_varied, within_kl
 
 
 def gold(low: float, high: float) -> dict[str, Any]:
@@ -77,3 +77,17 @@ def test_only_finite_numbers_are_figures(value: Any) -> None:
     assert figure({"a": {"b": value}}, "a", "b") is None
     assert figure({"a": [0.5]}, "a", 0) == 0.5
     assert figure({"a": 1}, "a", "b") is None
+
+
+def test_the_closing_lines_answer_each_question_and_name_what_was_within_reach() -> None:
+    summary = {
+        "gold": {"before": 0.4, "after": 0.9, "gain_ci95": [0.4, 0.6], "best_of_n": {"n": 16, "gold": 0.88}},
+        "kl": 3.0,
+        "kl_limit": 2.0,
+    }
+    lines = closing_lines(summary)
+    assert "yes" in lines[0]
+    assert "best of 16" in lines[1]
+    assert "0.88" in lines[1]
+    assert "NO" in lines[2]
+    assert "not known" in lines[3]
