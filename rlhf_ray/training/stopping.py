@@ -24,6 +24,10 @@ class Stopping:
         self.listen_again()
         try:
             yield self
+        except SystemError as error:  # what Ray's compiled code makes of our exception where a signal meets it waiting
+            if isinstance(error.__cause__, Interrupted):
+                raise error.__cause__ from None
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

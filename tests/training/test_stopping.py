@@ -39,3 +39,10 @@ def test_a_handler_that_a_library_put_in_its_place_is_replaced_again() -> None:
         stopping.listen_again()
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interruption_that_compiled_code_has_wrapped_comes_out_as_itself() -> None:
+    with pytest.raises(Interrupted), Stopping().listening():
+        raise SystemError("returned a result with an exception set") from Interrupted("stopped", 143)
+    with pytest.raises(SystemError), Stopping().listening():
+        raise SystemError("another")
