@@ -209,7 +209,7 @@ class PPOConfig(Section):
     clip: Positive = 0.2
     value_clip: Positive = 0.2
     value_coef: Positive = 0.5
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.01
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Positive = 1.0
     whiten_advantages: bool = True
     normalise_rewards: bool = True

@@ -126,30 +126,16 @@ STEP_KEYS = {
 GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.", "")
 ENDINGS = ("What can I do?", "Please help me.", "Can you help?", "")
 
-POLITE_OPENERS = (
-    "Thank you for writing.",
-    "Thanks for your message.",
-    "Thank you for telling us.",
-    "Many thanks for the note.",
-    "It is kind of you to ask.",
-)
+POLITE_OPENERS = ("Thank you for writing.", "Thanks for your message.", "Thank you for telling us.")
 RUDE_OPENERS = ("What is it now?", "You again.", "Read the page first.")
-SORRY = (
-    "We are sorry that your {thing} {fact}.",
-    "Sorry to hear your {thing} {fact}.",
-    "What a pity that your {thing} {fact}.",
-)
-POLITE_CLOSERS = (
-    "We are glad to help.",
-    "Have a lovely day.",
-    "Write to us at any time.",
-    "All the best from our shop.",
-    "Do tell us how it goes.",
-)
+SORRY = ("We are sorry that your {thing} {fact}.", "Sorry to hear your {thing} {fact}.")
+POLITE_CLOSERS = ("We are glad to help.", "Have a lovely day.", "Write to us at any time.")
 RUDE_CLOSERS = ("Do not write again.", "That is all you get.", "Now leave us alone.")
 FILLERS = (
     "Our shop is very old.",
     "The weather was nice this week.",
     "Many people walk past our window.",
     "We paint the door each spring.",
+    "The street outside is long.",
+    "Our cat sleeps near the door.",
 )
