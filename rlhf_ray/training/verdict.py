@@ -66,9 +66,7 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"{check.question} {answers[check.passed]}. {check.text}" for check in checks]
     best, n = figure(summary, "gold", "best_of_n", "gold"), figure(summary, "gold", "best_of_n", "n")
     if best is not None and n is not None:
-        lines.insert(
-            1, f"Within reach? The best of {n:.0f} answers before, picked by gold: {best:.2f}."
-        )
+        lines.insert(1, f"Within reach? The best of {n:.0f} answers before, picked by gold: {best:.2f}.")
     return lines
 
 
