@@ -92,8 +92,7 @@ class PretrainConfig(FitConfig):
 
     batch_size: Count = 16
     eval_every: Count = 100
-    patience: Count = 2
-    min_improvement: Annotated[float, Field(ge=0)] = 0.02
+    min_improvement: Annotated[float, Field(ge=0)] = 0.01
 
 
 class SFTConfig(FitConfig):
@@ -102,7 +101,6 @@ class SFTConfig(FitConfig):
     learning_rate: Positive = 2e-3
     batch_size: Count = 16
     eval_every: Count = 100
-    patience: Count = 2
     min_improvement: Annotated[float, Field(ge=0)] = 0.01
 
 
@@ -110,9 +108,9 @@ class RewardFitConfig(FitConfig):
     """Of the reward model, on what people said."""
 
     learning_rate: Positive = 7e-4
-    batch_size: Count = 8
+    batch_size: Count = 12
     """Answers an optimizer step; all answers to one prompt stay together."""
-    max_epochs: Annotated[float, Field(ge=0)] = 3
+    max_epochs: Annotated[float, Field(ge=0)] = 2
     eval_every: Count = 400
     tail: Positive = 2.0
 
@@ -134,9 +132,9 @@ class FeedbackConfig(Section):
 
     store: str | None = None
     """Database URL; by default `feedback.db` in the run folder."""
-    prompts: Count = 2200
+    prompts: Count = 1800
     """Training prompts whose answers are judged."""
-    answers: Annotated[int, Field(ge=2, le=16)] = 4
+    answers: Annotated[int, Field(ge=2, le=16)] = 6
     """Answers sampled and ranked a prompt."""
     annotators: AnnotatorConfig = AnnotatorConfig()
 
@@ -195,7 +193,7 @@ class KLConfig(Section):
 class PPOConfig(Section):
     """The loop and its arithmetic."""
 
-    steps: Count = 30
+    steps: Count = 20
     advantage: Literal["gae"] = "gae"
     loss: Literal["clip"] = "clip"
     epochs: Count = 2

@@ -5,7 +5,7 @@ good answer thanks, repeats the right thing and trouble, promises the remedy tha
 step and closes kindly. Demonstrations were written by people of mixed skill: each piece of each is right or flawed
 by a coin of its own, so that imitation alone ends at about half of what is possible.
 
-Held-out prompts are about combinations of thing and problem that no training text contains.
+Held-out prompts are about combinations of thing and problem that no training text contains, each about another one.
 """
 
 import itertools
@@ -56,8 +56,8 @@ class DialogueRecipe:
         cases = [Case(f"{colour} {item}", problem) for colour in COLOURS for item in ITEMS for problem in PROBLEMS]
         self._rng.shuffle(cases)
         self._cases: dict[str, Case] = {}
-        self.held_out_prompts: Sequence[Prompt] = self._ask(cases, data.held_out)
-        self.train_prompts: Sequence[Prompt] = self._ask(cases, data.prompts - data.held_out)
+        self.held_out_prompts: Sequence[Prompt] = self._ask(cases, data.held_out, a_case=1)
+        self.train_prompts: Sequence[Prompt] = self._ask(cases, data.prompts - data.held_out, a_case=PROMPTS_A_CASE)
         self._demonstrations = [
             Exchange(prompt, demonstrate(self._cases[prompt.id], Skill(), self._rng))
             for prompt in self.train_prompts
@@ -87,15 +87,15 @@ class DialogueRecipe:
         case = self._cases[prompt.id]
         return remark(case.thing, case.problem.name, response)
 
-    def _ask(self, cases: list[Case], n: int) -> list[Prompt]:
-        """`n` distinct prompts, a few to each case; takes the cases away, so that no other prompt is about them."""
+    def _ask(self, cases: list[Case], n: int, *, a_case: int) -> list[Prompt]:
+        """`n` distinct prompts, `a_case` to each case; takes the cases away: no other prompt will be about them."""
         prompts: list[Prompt] = []
         while len(prompts) < n:
             if not cases:
                 raise ConfigError(f"data.prompts: this world has only {len(self._cases)} prompts; ask for fewer")
             case = cases.pop()
             group = f"case-{len(cases)}"
-            for place, text in enumerate(self._rng.sample(questions(case), PROMPTS_A_CASE)[: n - len(prompts)]):
+            for place, text in enumerate(self._rng.sample(questions(case), a_case)[: n - len(prompts)]):
                 prompts.append(Prompt(f"{group}-{place}", (Message("user", text),), group=group))
                 self._cases[prompts[-1].id] = case
         return prompts

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-COLOURS = ("blue", "red", "green", "white", "black", "yellow")
+COLOURS = (
+    "blue", "red", "green", "white", "black", "yellow", "brown", "pink", "grey", "purple", "orange", "silver",
+)  # fmt: skip
 ITEMS = (
     "lamp", "kettle", "chair", "table", "clock", "mirror", "basket", "blanket", "radio", "camera", "jacket", "bicycle",
+    "pillow", "teapot", "bench", "helmet",
 )  # fmt: skip
 
 
@@ -135,7 +138,5 @@ FILLERS = (
     "Our shop is very old.",
     "The weather was nice this week.",
     "Many people walk past our window.",
-    "We paint the door each spring.",
-    "The street outside is long.",
     "Our cat sleeps near the door.",
 )

@@ -23,11 +23,7 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
     accuracy on what the annotators said stands beside it; otherwise what people said is all there is.
     """
     wanted = config.reward_model
-    with FeedbackStore(store, read_only=True) as opened:
-        judged = list(opened.read(snapshot))
-    items: list[Comparison | Rated] = [*(comparisons(judged) if wanted.feedback == "pairs" else rated(judged))]
-    if not items:
-        raise DataError(f"snapshot {snapshot} holds no {wanted.feedback} to learn from; set reward_model.feedback")
+    items = learnable(config, store=store, snapshot=snapshot)
     train, held_out = split_by_group(
         items, group=lambda item: item.prompt.group, held_out=wanted.held_out, seed=config.seed
     )
@@ -45,11 +41,6 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
         true_order = truly_ordered(held_out, make_recipe(config))
         if true_order:
             measured = measure(load_reward_model(trained), true_order, logit_scale=on_choices["logit_scale"])
-        validated = None
-        if wanted.cross_validation:
-            validated = cross_validate(
-                base, items, config=wanted, folds=wanted.cross_validation, seed=config.seed, progress=print
-            )
         load_reward_model(trained).save(folder)
     return {
         "accuracy": measured["accuracy"],
@@ -74,17 +65,40 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
         "flat": on_choices["flat"],
         "seconds": on_choices["seconds"],
         "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter")},
-        "cross_validation": validated
-        and {
-            "folds": len(validated["folds"]),
-            "by_fold": validated["folds"],
-            **{name: validated[name] for name in ("accuracy", "accuracy_ci95", "pairs")},
-            **{name: validated[name]["accuracy"] for name in ("longer", "shorter")},
-        },
+        "cross_validation": None,
         "n_train": len(train),
         "n_held_out": measured["pairs"],
         "shuffled_labels": wanted.shuffle_labels,
     }
+
+
+def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: str) -> dict[str, Any]:
+    """`reward_model.json`'s `cross_validation`: reward models of all folds judged on what each has not seen."""
+    validated = cross_validate(
+        base,
+        learnable(config, store=store, snapshot=snapshot),
+        config=config.reward_model,
+        folds=config.reward_model.cross_validation,
+        seed=config.seed,
+        progress=print,
+    )
+    return {
+        "folds": len(validated["folds"]),
+        "by_fold": validated["folds"],
+        **{name: validated[name] for name in ("accuracy", "accuracy_ci95", "pairs")},
+        **{name: validated[name]["accuracy"] for name in ("longer", "shorter")},
+    }
+
+
+def learnable(config: Config, *, store: str, snapshot: str) -> list[Comparison | Rated]:
+    """What a snapshot holds of the kind of feedback that the config learns from; `DataError` where that is nothing."""
+    wanted = config.reward_model.feedback
+    with FeedbackStore(store, read_only=True) as opened:
+        judged = list(opened.read(snapshot))
+    items: list[Comparison | Rated] = [*(comparisons(judged) if wanted == "pairs" else rated(judged))]
+    if not items:
+        raise DataError(f"snapshot {snapshot} holds no {wanted} to learn from; set reward_model.feedback")
+    return items
 
 
 def truly_ordered(items: Sequence[Comparison | Rated], recipe: Recipe) -> list[Comparison]:

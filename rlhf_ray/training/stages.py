@@ -27,7 +27,7 @@ from rlhf_ray.training.collect import collect_from_annotators, collect_from_peop
 from rlhf_ray.training.improve import improve
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
-from rlhf_ray.training.reward_stage import make_reward_model
+from rlhf_ray.training.reward_stage import make_cross_validation, make_reward_model
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
 from rlhf_ray.training.verdict import closing_lines
@@ -126,31 +126,21 @@ class Run:
 
     def reward_model(self) -> None:
         """Collects feedback and trains the reward model from a frozen snapshot of it."""
-        if self.folder.reward_model.exists():
-            return
         if self.config.reward_model.path is not None:
-            shutil.copytree(self.config.reward_model.path, self.folder.reward_model)
+            if not self.folder.reward_model.exists():
+                shutil.copytree(self.config.reward_model.path, self.folder.reward_model)
             return
-        with FeedbackStore(self.config.feedback.store or self.folder.feedback_db) as store:
-            if self.folder.read_json("feedback.json") is None:
-                with self._timed("feedback"):
-                    self.folder.write_json("feedback.json", self._collect(store))
-        snapshot = self.folder.read_json("feedback.json")
-        with self._timed("reward_model"):
-            record = self.placement.run_task(
-                make_reward_model,
-                self.config,
-                self.folder.base_policy,
-                self.folder.reward_model,
-                store=str(self.config.feedback.store or self.folder.feedback_db),
-                snapshot=snapshot["snapshot"],
-                doing="training the reward model",
-                deadline_s=self.config.resources.fit_deadline_s,
-                on_line=self.say,
-            )
-            self.folder.write_json("reward_model.json", record)
+        if not self.folder.reward_model.exists():
+            self._collect_feedback()
+            with self._timed("reward_model"):
+                part = self.folder.path / ".reward_model.part"
+                shutil.rmtree(part, ignore_errors=True)
+                record = self._fit_on_feedback(make_reward_model, part, doing="training the reward model")
+                self.folder.write_json("reward_model.json", record)
+                part.rename(self.folder.reward_model)  # last, for its presence says that the stage is done
             low, high = record["accuracy_ci95"]
             self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
+        self._cross_validate()
 
     def ppo(self) -> None:
         """Trains the policy, measures it on held-out prompts, and writes summary and report."""
@@ -163,17 +153,47 @@ class Run:
             f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)"
         )
 
-    def _collect(self, store: FeedbackStore) -> dict[str, Any]:
-        if isinstance(self.recipe, PreferencesRecipe):
-            return collect_from_people(store, self.recipe, self.config, say=self.say)
-        return collect_from_annotators(
-            store,
-            self.recipe,
-            self.generators,
-            tokenizer=self.tokenizer,
-            config=self.config,
-            say=self.say,
+    @property
+    def _store(self) -> str:
+        """Where this run's feedback lies."""
+        return str(self.config.feedback.store or self.folder.feedback_db)
+
+    def _collect_feedback(self) -> None:
+        """Asks the people, or the recipe's annotators, once, and freezes what they said."""
+        if self.folder.read_json("feedback.json") is not None:
+            return
+        with self._timed("feedback"), FeedbackStore(self._store) as store:
+            if isinstance(self.recipe, PreferencesRecipe):
+                record = collect_from_people(store, self.recipe, self.config, say=self.say)
+            else:
+                record = collect_from_annotators(
+                    store, self.recipe, self.generators, tokenizer=self.tokenizer, config=self.config, say=self.say
+                )
+            self.folder.write_json("feedback.json", record)
+
+    def _cross_validate(self) -> None:
+        """Adds to the record what reward models of all folds are worth, where that is asked for and not there yet."""
+        record = self.folder.read_json("reward_model.json")
+        if not self.config.reward_model.cross_validation or not record or record["cross_validation"]:
+            return
+        with self._timed("cross_validation"):
+            record["cross_validation"] = self._fit_on_feedback(make_cross_validation, doing="cross-validating")
+            self.folder.write_json("reward_model.json", record)
+
+    def _fit_on_feedback(self, fit: Callable[..., dict[str, Any]], *folders: Path, doing: str) -> dict[str, Any]:
+        """What a fit on the frozen feedback came to, made in a process of its own."""
+        record: dict[str, Any] = self.placement.run_task(
+            fit,
+            self.config,
+            self.folder.base_policy,
+            *folders,
+            store=self._store,
+            snapshot=self.folder.read_json("feedback.json")["snapshot"],
+            doing=doing,
+            deadline_s=self.config.resources.fit_deadline_s,
+            on_line=self.say,
         )
+        return record
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -180,3 +180,8 @@ def test_a_tokenizer_without_a_chat_template_is_an_error(tmp_path: Path) -> None
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load_tokenizer(folder)
+
+
+def test_a_new_policy_starts_with_matrices_that_fit_its_width() -> None:
+    policy = make_policy(make_tokenizer(), hidden=64)
+    assert policy.model.layers[0].self_attn.q_proj.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)

@@ -33,6 +33,11 @@ def test_no_training_text_is_about_a_held_out_case(recipe: DialogueRecipe) -> No
     assert not questions & {exchange.prompt.messages[0].content for exchange in recipe.demonstrations()}
 
 
+def test_every_held_out_prompt_is_about_another_case(recipe: DialogueRecipe) -> None:
+    assert len({recipe.case(prompt) for prompt in recipe.held_out_prompts}) == len(recipe.held_out_prompts)
+    assert len({prompt.group for prompt in recipe.held_out_prompts}) == len(recipe.held_out_prompts)
+
+
 def test_two_recipes_of_one_seed_are_equal_and_of_two_seeds_differ(recipe: DialogueRecipe) -> None:
     assert DialogueRecipe(DataConfig(), seed=0).demonstrations() == recipe.demonstrations()
     assert DialogueRecipe(DataConfig(), seed=1).demonstrations() != recipe.demonstrations()
@@ -107,5 +112,5 @@ def test_each_remedy_and_step_is_recognised_by_its_own_key_alone() -> None:
 
 
 def test_more_prompts_than_the_world_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="only 2880"):
-        DialogueRecipe(DataConfig(prompts=4000), seed=0)
+    with pytest.raises(ConfigError, match="only 7080"):
+        DialogueRecipe(DataConfig(prompts=8000), seed=0)

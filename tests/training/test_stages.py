@@ -1,13 +1,16 @@
 """What a run takes over from another, and what it refuses before it begins."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from rlhf_ray.config import Config, load_config
-from rlhf_ray.errors import ConfigError, InputError
+from rlhf_ray.errors import ConfigError, InfrastructureError, InputError
 from rlhf_ray.training.run_folder import RunFolder
-from rlhf_ray.training.stages import check_models, run_stages, take_over
+from rlhf_ray.training.stages import Run, check_models, run_stages, take_over
 
 
 @pytest.fixture
@@ -54,3 +57,49 @@ def test_a_run_without_a_name_is_refused() -> None:
 def test_a_head_size_that_the_engine_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="head size"):
         check_models(load_config(None, ["model.heads=8"]))
+
+
+class Task(NamedTuple):
+    """Stands for Ray: runs a stage's task here and now, or ends as a killed one would."""
+
+    doing: list[str]
+    dies: str = ""
+
+    def run_task(self, function: Callable[..., Any], config: Config, *folders: Path, doing: str, **_: Any) -> Any:
+        self.doing.append(doing)
+        if doing == self.dies:
+            raise InfrastructureError(doing)
+        for folder in folders[1:]:
+            folder.mkdir()
+        return {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "cross_validation": None}
+
+
+def reward_stage(folder: RunFolder, placement: Task, *overrides: str) -> None:
+    settings = load_config(None, ["run.id=r", "reward_model.cross_validation=2", *overrides])
+    run = Run(settings, folder, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+    run._placement = placement  # type: ignore[assignment]
+    run.reward_model()
+
+
+def test_a_reward_model_outlives_a_cross_validation_that_dies(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("feedback.json", {"snapshot": "s"})
+    with pytest.raises(InfrastructureError):
+        reward_stage(folder, Task([], dies="cross-validating"))
+    assert folder.reward_model.exists()
+    assert folder.read_json("reward_model.json")["accuracy"] == 0.7
+    again = Task([])
+    reward_stage(folder, again)
+    assert again.doing == ["cross-validating"]
+    assert folder.read_json("reward_model.json")["cross_validation"]
+    reward_stage(folder, done := Task([]))
+    assert done.doing == []
+
+
+def test_a_reward_model_given_as_a_folder_is_neither_fitted_nor_validated(tmp_path: Path) -> None:
+    given, folder = tmp_path / "given", RunFolder(tmp_path / "run")
+    given.mkdir()
+    folder.path.mkdir()
+    reward_stage(folder, task := Task([]), f"reward_model.path={given}")
+    assert folder.reward_model.exists()
+    assert task.doing == []
