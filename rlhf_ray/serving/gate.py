@@ -34,7 +34,9 @@ class Gate:
                     self._refuse_if_shut()
                     await self._open.wait()
         except TimeoutError:
-            raise ApiError(503, "another policy version is being loaded: try again", retry_after=RETRY_AFTER_S) from None
+            raise ApiError(
+                503, "another policy version is being loaded: try again", retry_after=RETRY_AFTER_S
+            ) from None
         self._refuse_if_shut()
         self.inside += 1
         self._empty.clear()

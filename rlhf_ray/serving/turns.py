@@ -50,6 +50,8 @@ class Turns:
         self.lease_s = lease_s
         self.alive_s = alive_s
         self.clock = clock
+        self.heard_all_at = clock() + alive_s
+        """Until then there may be replicas that have not asked yet."""
 
     def want(self, number: int) -> None:
         """The registry's word: this version is to be served."""
@@ -82,7 +84,9 @@ class Turns:
             return None
         lease, self.lease = self.lease, None
         self.replicas.pop(lease.replica, None)
-        return self._failure(lease.number, f"{lease.replica}: not heard of for {self.lease_s:g} s after it got its turn")
+        return self._failure(
+            lease.number, f"{lease.replica}: not heard of for {self.lease_s:g} s after it got its turn"
+        )
 
     def live(self) -> dict[str, int]:
         """What each replica holds that was heard of lately or has the turn."""
@@ -99,7 +103,7 @@ class Turns:
 
     def _settle(self) -> None:
         live = self.live()
-        if live and set(live.values()) == {self.wanted}:
+        if live and set(live.values()) == {self.wanted} and self.clock() >= self.heard_all_at:
             self.settled = self.wanted
 
     def _failure(self, number: int, reason: str) -> Failure | None:

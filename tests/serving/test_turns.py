@@ -20,8 +20,12 @@ def make_turns(*replicas: str, wanted: int = 1) -> tuple[Turns, HandClock]:
     """Replicas that all hold the wanted version."""
     clock = HandClock()
     turns = Turns(wanted, lease_s=LEASE_S, alive_s=ALIVE_S, clock=clock)
+    for _ in range(2):
+        for replica in replicas:
+            assert turns.ask(replica, wanted) is None
+        clock.now += ALIVE_S / 2
     for replica in replicas:
-        assert turns.ask(replica, wanted) is None
+        turns.ask(replica, wanted)
     return turns, clock
 
 
@@ -113,6 +117,15 @@ def test_an_answer_that_was_lost_is_given_again_and_the_turn_still_ends_when_it_
     assert turns.ask("a", 1) == 2
     clock.now += LEASE_S / 2
     assert turns.expired()
+
+
+def test_soon_after_a_restart_it_settles_nothing_for_there_may_be_replicas_unheard() -> None:
+    clock = HandClock()
+    turns = Turns(2, lease_s=LEASE_S, alive_s=ALIVE_S, clock=clock)
+    turns.ask("a", 2)
+    assert turns.settled is None
+    assert turns.ask("b", 1) == 2
+    assert turns.report("b", 1, tried=2, error="canary")
 
 
 def test_a_third_version_wanted_meanwhile_is_next_and_is_not_blamed_for_the_second() -> None:
