@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from rlhf_ray.errors import DataError, FeedbackError, InfrastructureError
 from rlhf_ray.feedback import completions, tables
 from rlhf_ray.feedback.completions import Completion
-from rlhf_ray.feedback.requests import KeyReused, Receipt, Submission, known_answers, remember, replay
+from rlhf_ray.feedback.requests import KeyReused, Receipt, RequestKey, Submission, known_answers, remember, replay
 from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
 from rlhf_ray.feedback.summary import StoreStats, summarise
 
@@ -122,6 +122,12 @@ class FeedbackStore:
                 connection.execute(insert(tables.feedback), rows)
             remember(connection, fresh)
         return outcomes
+
+    def answered(self, key: RequestKey) -> Receipt | KeyReused | None:
+        """What a request of this key was answered with, None where the key is new."""
+        with self._reading() as connection:
+            known = known_answers(connection, [key])
+        return replay(key, known[key.caller, key.key]) if known else None
 
     def get(self, id_: str) -> Feedback | None:
         """The feedback of that id, None where there is none."""
