@@ -31,8 +31,10 @@ def test_more_than_8_choices_cannot_be_allowed() -> None:
 
 @pytest.mark.parametrize(
     ("host", "stays"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.9.9.9", True)]
-    + [("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example.org", False), ("", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", "")),
+    ],
 )
 def test_only_loopback_is_loopback(host: str, stays: bool) -> None:
     assert is_loopback(host) is stays
