@@ -6,8 +6,13 @@ same faces.
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
+from rlhf_ray.feedback.completions import Completion
+from rlhf_ray.feedback.requests import Receipt, RequestKey, Submission
+from rlhf_ray.feedback.schema import Feedback, Kind
+from rlhf_ray.feedback.store import Page
 from rlhf_ray.types import FinishReason, Message
 
 
@@ -33,6 +38,8 @@ class GenerateCall:
     seed: int | None = None
     logprobs: int | None = None
     """How many alternatives to give for each token; 0: the chosen token's own log-prob; None: none at all."""
+    stream: bool = False
+    """Deltas as tokens are drawn; otherwise one for each choice, when all are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +133,30 @@ class RewardBackend(Protocol):
 
 
 class RecordsBackend(Protocol):
-    """The one writer of feedback and of kept completions."""
+    """The one writer of feedback and of kept completions. `ApiError` from any of them goes to the caller as it is."""
 
-    async def add_feedback(self, items: Any, /, *, key: str | None) -> Any:
-        """Returns after a durable commit; `key` is the idempotency key."""
+    async def add_feedback(self, submission: Submission, /) -> Receipt:
+        """Returns after a durable commit, or with what was answered when the same key came first."""
 
-    async def keep_completion(self, *args: Any, **fields: Any) -> None:
+    async def answered(self, key: RequestKey | None, /) -> Receipt | None:
+        """What a request of this key was answered with, None where it is new."""
+
+    async def keep_completion(self, completion: Completion, /) -> None:
         """Keeps a served answer under its id, so that feedback can name it."""
 
-    async def completion(self, id: str, /) -> Any:
+    async def completion(self, id: str, /) -> Completion | None:
         """A kept answer, None where there is none under this id."""
 
-    async def page(self, cursor: str | None, limit: int, /, **filters: Any) -> Any:
+    async def feedback(self, id: str, /) -> Feedback | None:
+        """One judgement, None where there is none under this id."""
+
+    async def page(self, cursor: int, limit: int, /, *, kind: Kind | None = None, annotator: str | None = None) -> Page:
         """Feedback in the order in which it was added, from a cursor on."""
+
+    async def purge_completions(
+        self, *, ids: list[str] | None = None, caller: str | None = None, before: datetime | None = None
+    ) -> int:
+        """Removes kept answers that fit all that is given; how many."""
 
     async def ready(self) -> Readiness:
         """Whether the store can be written."""
