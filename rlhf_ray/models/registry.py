@@ -181,7 +181,7 @@ class Registry:
         self.promote(kind, earlier[-1], by=by, reason=f"rollback of {standing[-1].number}")
         return self.version(kind, earlier[-1])
 
-    def fail(self, kind: Kind, number: int, *, by: str, reason: str) -> Version | None:
+    def fail(self, kind: Kind, number: int, *, reason: str, by: str = "service") -> Version | None:
         """Takes back the latest promotion of a version that could not be served; returns what is wanted then."""
         with self._database.writing() as connection:
             of = [row.id for row in _still_standing(connection, kind) if row.number == number]
