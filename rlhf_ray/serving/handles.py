@@ -60,9 +60,12 @@ class RewardHandle:
 
     async def score(self, items: Sequence[ScoreItem], /) -> Scores:
         """One reward an item."""
-        return await again(
-            lambda: answer(self._handle.score.remote(list(items)), "the reward model", self._deadline_s)
-        )
+        return await again(lambda: answer(self._handle.score.remote(list(items)), "the reward model", self._deadline_s))
+
+    async def ready(self) -> Readiness:
+        """Whether a replica can score."""
+        readiness: Readiness = await answer(self._handle.ready.remote(), "the reward model", self._deadline_s)
+        return readiness
 
 
 class RecordsHandle:

@@ -82,7 +82,9 @@ class TorchEngine:
         self.step.set()
         """Cleared, answers stand still."""
 
-    async def generate(self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
+    ) -> AsyncGenerator[Piece, None]:
         self.running += 1
         whole = False
         try:
@@ -94,7 +96,9 @@ class TorchEngine:
             self.running -= 1
             self.aborted += not whole
 
-    async def _choice(self, index: int, ids: list[int], call: GenerateCall, max_tokens: int) -> AsyncGenerator[Piece, None]:
+    async def _choice(
+        self, index: int, ids: list[int], call: GenerateCall, max_tokens: int
+    ) -> AsyncGenerator[Piece, None]:
         for left in reversed(range(max_tokens)):
             await asyncio.sleep(0)
             if not call.id.startswith("canary"):
