@@ -75,11 +75,11 @@ class LimitSettings(Section):
 class ServiceConfig(Section):
     """A whole service."""
 
-    registry: Path = Path("registry")
+    registry: Path = Path("service/registry")
     """Folder of the published versions; on a cluster, on a disk that every node sees."""
-    store: str = "feedback.db"
+    store: str = "service/feedback.db"
     """Feedback and kept completions: `sqlite:///folder/feedback.db`, or its path."""
-    keys: str = "keys.db"
+    keys: str = "service/keys.db"
     """The keys: `sqlite:///folder/keys.db`, or its path."""
     host: str = "127.0.0.1"
     """Where the service listens. Anything but loopback is refused while there are no keys."""
