@@ -173,12 +173,14 @@ def serve(
     The run's models become versions in the registry, if they are not there yet; the first of a kind is promoted. Which
     version is served after that is yours to say: `rlhf policies promote`.
     """
-    from rlhf_ray.serving.start import config_of, prepare, serve_until_stopped
+    from rlhf_ray.serving.settings import config_of
 
     if run is not None and "=" in str(run):  # an override, where no run was given
         run, overrides = None, [str(run), *(overrides or [])]
     options = {"host": host, "port": port, "registry": str(registry), "store": store, "keys": keys}
     config = config_of(options, overrides or [])
+    from rlhf_ray.serving.start import prepare, serve_until_stopped
+
     prepare(run, config, say=typer.echo)
     serve_until_stopped(config, address=address, say=typer.echo)
 

@@ -4,11 +4,10 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config import apply_overrides, parse_section
 from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError
 from rlhf_ray.models.registry import Kind, Registry, Version
 from rlhf_ray.serving.settings import ServiceConfig
@@ -23,17 +22,6 @@ REQUEST_TIMEOUT_S = 600.0
 LOOK_EVERY_S = 0.5
 APP = "rlhf"
 PART_KINDS: dict[str, Kind] = {"policy": "policy", "reward": "reward_model"}
-
-
-def config_of(options: dict[str, Any], overrides: Sequence[str]) -> ServiceConfig:
-    """The settings of command-line options and `dotted.key=value` overrides, with paths from the root."""
-    tree = {name: value for name, value in options.items() if value is not None}
-    apply_overrides(tree, overrides)
-    config = parse_section(ServiceConfig, tree, source="of the service")
-    files = {name: str(file_of(getattr(config, name), what=name).absolute()) for name in ("registry", "store", "keys")}
-    for name in ("store", "keys"):
-        Path(files[name]).parent.mkdir(parents=True, exist_ok=True)
-    return parse_section(ServiceConfig, {**tree, **files}, source="of the service")
 
 
 def publish_run(run: Path, registry: Registry, *, by: str) -> dict[Kind, Version]:
@@ -59,6 +47,8 @@ def promote_first(registry: Registry, published: dict[Kind, Version], *, by: str
 
 def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
     """The registry as the service will find it; `InputError` where it holds nothing to serve."""
+    for url in (config.store, config.keys):
+        file_of(url, what="files").parent.mkdir(parents=True, exist_ok=True)
     registry = Registry(config.registry)
     if run is not None:
         published = publish_run(run, registry, by=whoami())

@@ -1,7 +1,5 @@
 """The command itself, with Ray Serve: up, asked from outside, and down when it is told."""
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,21 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rlhf_ray.config import load_config
 from rlhf_ray.models.reward import new_reward_model
-from rlhf_ray.training.run_folder import RunFolder
-from tests.models.tiny import make_policy_folder
+from tests.serving.runs import make_run
 
 UP_WITHIN_S = 240
-
-
-def make_run(tmp_path: Path) -> Path:
-    """A run folder with both models and nothing else."""
-    folder = RunFolder.open(load_config(None, [f"run.root={tmp_path}", "run.id=tiny"]))
-    folder.close()
-    make_policy_folder(folder.policy)
-    new_reward_model(folder.policy, "decoder").save(folder.reward_model)
-    return folder.path
 
 
 def free_port() -> int:
@@ -118,48 +105,3 @@ def test_a_promoted_reward_model_is_taken_without_a_restart(tmp_path: Path) -> N
             assert time.monotonic() < end + 30
             time.sleep(0.2)
         assert now == first
-
-
-def test_what_cannot_be_served_is_exit_2_in_one_line(tmp_path: Path) -> None:
-    taken = socket.create_server(("127.0.0.1", 0))
-    port = taken.getsockname()[1]
-    run = make_run(tmp_path)
-    for arguments, said in (
-        (["nowhere"], "nowhere is not a run folder"),
-        ([], "no policy is promoted in"),
-        (["polcy.replicas=2"], "unknown key 'polcy'"),
-        ([run, "--port", port], f"cannot listen on 127.0.0.1 port {port}"),
-        ([run, "--host", "0.0.0.0"], "rlhf keys create"),
-    ):
-        command = [sys.executable, "-m", "rlhf_ray.cli", "serve", *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ})
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    taken.close()
-
-
-def test_versions_are_listed_promoted_and_rolled_back_by_command(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    (run / "summary.json").write_text(json.dumps({"steps": 30, "reward": {"before": 0.5, "after": 1.25}}))
-    assert rlhf("policies", "promote", run, "--reason", "first", cwd=tmp_path) == "policy 1 is promoted\n"
-    make_policy_folder(run / "other")
-    os.rename(run / "policy", run / "before")
-    os.rename(run / "other", run / "policy")
-    config = json.loads((run / "policy" / "config.json").read_text())
-    (run / "policy" / "config.json").write_text(json.dumps({**config, "note": "another"}))
-    assert rlhf("policies", "promote", run, cwd=tmp_path) == "policy 2 is promoted\n"
-    listed = rlhf("policies", "list", cwd=tmp_path).splitlines()
-    assert [line[:3] for line in listed[1:]] == ["  1", "* 2"]
-    assert "tiny" in listed[1]
-    assert "0.500 > 1.250" in listed[1]
-    assert rlhf("policies", "rollback", cwd=tmp_path) == "policy 1 is promoted again\n"
-    assert rlhf("policies", "promote", "2", cwd=tmp_path) == "policy 2 is promoted\n"
-
-
-def test_keys_are_made_listed_and_revoked_by_command(tmp_path: Path) -> None:
-    key = rlhf("keys", "create", "phone", "--role", "app", cwd=tmp_path).strip()
-    assert key.startswith("rlhf_")
-    listed = rlhf("keys", "list", cwd=tmp_path)
-    assert "phone" in listed
-    assert key not in listed
-    assert rlhf("keys", "revoke", "phone", cwd=tmp_path) == "phone is revoked\n"
