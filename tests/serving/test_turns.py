@@ -159,7 +159,9 @@ def test_one_that_is_silent_because_it_has_the_turn_still_counts() -> None:
     assert turns.settled == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["ask", "done", "fail", "want", "wait"])), max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["ask", "done", "fail", "want", "wait"])), max_size=60)
+)
 def test_whatever_happens_at_most_one_replica_has_the_turn(events: list[tuple[str, str]]) -> None:
     turns, clock = make_turns("a", "b", "c")
     holds, swapping, newest = dict.fromkeys("abc", 1), {}, 1
