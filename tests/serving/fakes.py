@@ -88,9 +88,7 @@ class TorchEngine:
         self.step.set()
         """Cleared, answers stand still."""
 
-    async def generate(
-        self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
-    ) -> Pieces:
+    async def generate(self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int) -> Pieces:
         self.running += 1
         whole = False
         try:
@@ -102,9 +100,7 @@ class TorchEngine:
             self.running -= 1
             self.aborted += not whole
 
-    async def _choice(
-        self, index: int, ids: list[int], call: GenerateCall, max_tokens: int
-    ) -> Pieces:
+    async def _choice(self, index: int, ids: list[int], call: GenerateCall, max_tokens: int) -> Pieces:
         for left in reversed(range(max_tokens)):
             await asyncio.sleep(0)
             if not call.id.startswith("canary"):
