@@ -44,13 +44,15 @@ _keys = Table(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request: the name of a key, and what it may do."""
+    """Who sent a request: a key's id and name, and what it may do."""
 
+    id: str
+    """Never given to another key."""
     name: str
     role: Role
 
 
-LOCAL = Caller("local", "admin")
+LOCAL = Caller("local", "local", "admin")
 """Whoever asks from this machine while there are no keys."""
 
 
@@ -135,7 +137,7 @@ class KeyStore:
         if row is None or not matches or row.revoked_at is not None:
             return None
         self._note_use(row)
-        return Caller(row.name, row.role)
+        return Caller(row.prefix, row.name, row.role)
 
     def _note_use(self, row: Row[tuple[str, ...]]) -> None:
         now = _now()

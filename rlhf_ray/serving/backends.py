@@ -131,6 +131,9 @@ class RewardBackend(Protocol):
     async def score(self, items: Sequence[ScoreItem], /) -> Scores:
         """One reward an item."""
 
+    async def ready(self) -> Readiness:
+        """Whether it can score."""
+
 
 class RecordsBackend(Protocol):
     """The one writer of feedback and of kept completions. `ApiError` from any of them goes to the caller as it is."""

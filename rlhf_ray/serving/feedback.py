@@ -12,7 +12,7 @@
 import hashlib
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
 
 from rlhf_ray.errors import FeedbackError
@@ -145,13 +145,6 @@ class Purged(Closed):
     removed: int
 
 
-def json_only(request: Request) -> None:
-    """Refuses a body that does not say that it is JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "send the body as Content-Type: application/json")
-
-
 def router(_settings: ServiceConfig, *, records: RecordsBackend) -> APIRouter:
     """The routes above, over one writer."""
     routes = APIRouter(tags=["feedback"])
@@ -159,7 +152,7 @@ def router(_settings: ServiceConfig, *, records: RecordsBackend) -> APIRouter:
     may_read = Depends(role("trainer"))
     may_purge = Depends(role())
 
-    @routes.post("/v1/feedback", status_code=201, response_model=FeedbackAdded, dependencies=[Depends(json_only)])
+    @routes.post("/v1/feedback", status_code=201, response_model=FeedbackAdded)
     async def add_feedback(
         body: FeedbackRequest,
         caller: Annotated[Caller, may_write],

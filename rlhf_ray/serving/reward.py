@@ -22,7 +22,7 @@ from rlhf_ray.serving.auth import role
 from rlhf_ray.serving.backends import Readiness, RewardBackend, ScoreItem, Scores
 from rlhf_ray.serving.batches import Batches
 from rlhf_ray.serving.errors import ApiError
-from rlhf_ray.serving.feedback import Closed, Text, Turn, json_only
+from rlhf_ray.serving.feedback import Closed, Text, Turn
 from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.types import Exchange, Message, Prompt
 
@@ -201,14 +201,16 @@ class OpenRLHFRewards(Closed):
 
 def router(settings: ServiceConfig, *, reward: RewardBackend) -> APIRouter:
     """The routes above, over whoever scores."""
-    routes = APIRouter(tags=["rewards"], dependencies=[Depends(json_only), Depends(role("app", "trainer"))])
+    routes = APIRouter(tags=["rewards"], dependencies=[Depends(role("app", "trainer"))])
 
     @routes.post("/v1/rewards")
     async def rewards(body: RewardRequest) -> Rewards:
         """Give each answer a number; higher is better, and only differences mean something."""
         given = len(body.completions)
         if given > settings.reward.max_items:
-            raise ApiError(400, f"{given} completions: send at most {settings.reward.max_items} a request", param="completions")
+            raise ApiError(
+                400, f"{given} completions: send at most {settings.reward.max_items} a request", param="completions"
+            )
         scores = await reward.score([ScoreItem(body.dialogue, answer) for answer in body.completions])
         return Rewards(model=scores.model, version=scores.version, rewards=scores.rewards)
 

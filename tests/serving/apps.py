@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,6 +36,10 @@ def make_app(routes: APIRouter, caller: Caller = ADMIN) -> FastAPI:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> JSONResponse:
         return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def unreadable(_: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, "refused").response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

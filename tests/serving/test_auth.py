@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> KeyStore:
 def test_a_key_names_its_caller_and_role(store: KeyStore) -> None:
     keys = {role: store.create(f"{role}-1", role) for role in auth.ROLES}
     assert {role: store.caller(key) for role, key in keys.items()} == {
-        role: Caller(f"{role}-1", role) for role in auth.ROLES
+        role: Caller(key.split("_")[1], f"{role}-1", role) for role, key in keys.items()
     }
 
 

@@ -17,7 +17,7 @@ from rlhf_ray.serving.settings import PolicySettings
 from rlhf_ray.serving.swap import check_fits
 from rlhf_ray.serving.versions import Versions
 from rlhf_ray.types import Message
-from tests.serving.fakes import TorchEngine, make_policy_folder, make_registry
+from tests.serving.engines import TorchEngine, make_policy_folder, make_registry
 
 HELLO = (Message("user", "my lamp"),)
 

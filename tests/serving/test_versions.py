@@ -8,7 +8,7 @@ import pytest
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.versions import Versions
-from tests.serving.fakes import FakeRegistry
+from tests.serving.engines import FakeRegistry
 from tests.serving.test_turns import HandClock
 
 A, B = "replica-a", "replica-b"
