@@ -93,7 +93,8 @@ class Versions:
     def _fail(self, failure: Failure) -> None:
         """The registry is told first: whoever restarts after that finds the old version promoted."""
         log.error("policy %d failed and is not promoted any more: %s", failure.number, failure.reason)
-        promoted = self.registry.fail(POLICY, failure.number, by="serving", reason=failure.reason)
+        self.registry.fail(POLICY, failure.number, reason=failure.reason)
+        promoted = self.registry.promoted(POLICY)
         if promoted:
             self.turns.fall_back(promoted.number)
 

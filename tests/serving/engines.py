@@ -65,11 +65,10 @@ class FakeRegistry:
         assert kind == "policy"
         return self.known[number]
 
-    def fail(self, kind: str, number: int, *, by: str, reason: str) -> Version | None:
-        assert (kind, by) == ("policy", "serving")
+    def fail(self, kind: str, number: int, *, reason: str) -> None:
+        assert kind == "policy"
         self.failures.append((number, reason))
         self.promotions = [other for other in self.promotions if other != number]
-        return self.promoted(kind)
 
 
 class TorchEngine:
