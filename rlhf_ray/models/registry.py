@@ -181,13 +181,12 @@ class Registry:
         self.promote(kind, earlier[-1], by=by, reason=f"rollback of {standing[-1].number}")
         return self.version(kind, earlier[-1])
 
-    def fail(self, kind: Kind, number: int, *, reason: str, by: str = "service") -> Version | None:
-        """Takes back the latest promotion of a version that could not be served; returns what is wanted then."""
+    def fail(self, kind: Kind, number: int, *, reason: str, by: str = "service") -> None:
+        """Takes back the latest promotion of a version that could not be served; the one before is wanted again."""
         with self._database.writing() as connection:
             of = [row.id for row in _still_standing(connection, kind) if row.number == number]
             if of:  # else somebody was faster
                 _append(connection, kind=kind, number=number, by=by, reason=reason, state="failed", of=of[-1])
-        return self.promoted(kind)
 
     def promoted(self, kind: Kind) -> Version | None:
         """The version that is wanted, None before the first promotion."""

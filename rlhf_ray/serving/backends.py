@@ -38,6 +38,8 @@ class GenerateCall:
     seed: int | None = None
     logprobs: int | None = None
     """How many alternatives to give for each token; 0: the chosen token's own log-prob; None: none at all."""
+    stream: bool = False
+    """Deltas as tokens are drawn; otherwise one for each choice, when all are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,9 @@ class RewardBackend(Protocol):
 
     async def score(self, items: Sequence[ScoreItem], /) -> Scores:
         """One reward an item."""
+
+    async def ready(self) -> Readiness:
+        """Whether it can score."""
 
 
 class RecordsBackend(Protocol):

@@ -13,8 +13,8 @@ import asyncio
 import logging
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, cast
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -42,6 +42,13 @@ OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect"
 """What needs no key."""
 READY_WITHIN_S = 5.0
 log = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """Something behind the door that can say how it is."""
+
+    async def ready(self) -> Readiness:
+        """Whether it can do its work now."""
 
 
 class Health(BaseModel):
@@ -75,7 +82,8 @@ def create_door(
 ) -> FastAPI:
     """The app; a part that is None has no routes. `count` is told of each refusal and failure by name."""
     routers = _routers(settings, policy=policy, reward=reward, records=records, versions=versions)
-    return assemble(settings, routers, keys=keys, parts={"records": records, "versions": versions}, count=count)
+    parts = {"policy": versions, "reward": reward, "records": records}
+    return assemble(settings, routers, keys=keys, parts=parts, count=count)
 
 
 def assemble(
@@ -83,7 +91,7 @@ def assemble(
     routers: Iterable[APIRouter],
     *,
     keys: Keys,
-    parts: dict[str, RecordsBackend | VersionsBackend | None],
+    parts: Mapping[str, Part | None],
     count: Callable[[str], None] = lambda name: None,
 ) -> FastAPI:
     """Routers behind the door's checks."""
@@ -138,19 +146,19 @@ def _routers(
     if policy is not None:
         from rlhf_ray.serving import openai
 
-        routers.append(openai.router(settings.policy, policy=policy, records=records, versions=versions))
+        routers.append(openai.router(settings, policy=policy, records=records, versions=versions))
     if reward is not None:
         from rlhf_ray.serving import reward as rewards
 
-        routers.append(rewards.router(reward, max_items=settings.reward.max_items))
+        routers.append(rewards.router(settings, reward=reward))
     if records is not None:
         from rlhf_ray.serving import feedback
 
-        routers.append(feedback.router(records))
+        routers.append(feedback.router(settings, records=records))
     return routers
 
 
-def _health_router(parts: dict[str, RecordsBackend | VersionsBackend | None]) -> APIRouter:
+def _health_router(parts: Mapping[str, Part | None]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="Whether the service answers")
@@ -170,7 +178,7 @@ def _health_router(parts: dict[str, RecordsBackend | VersionsBackend | None]) ->
     return router
 
 
-async def _readiness(part: RecordsBackend | VersionsBackend) -> Readiness:
+async def _readiness(part: Part) -> Readiness:
     try:
         async with asyncio.timeout(READY_WITHIN_S):
             return await part.ready()

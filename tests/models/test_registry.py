@@ -226,9 +226,8 @@ def test_a_promotion_that_failed_leaves_the_one_before_wanted(registry: Registry
     publish_three(registry, policy, tmp_path)
     registry.promote("policy", 1, by="ann")
     registry.promote("policy", 2, by="ann")
-    back = registry.fail("policy", 2, by="service", reason="canary: empty answer")
-    assert back is not None
-    assert back.number == 1 == wanted(registry)
+    registry.fail("policy", 2, by="service", reason="canary: empty answer")
+    assert wanted(registry) == 1
     last = registry.history("policy")[-1]
     assert (last.number, last.state, last.of, last.reason) == (2, "failed", 2, "canary: empty answer")
     registry.promote("policy", 2, by="ann", reason="mended the machine")

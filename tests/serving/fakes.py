@@ -1,0 +1,134 @@
+"""Engines, registries and backends that a test holds in its hand."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
+from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
+from rlhf_ray.serving.canary import Piece
+from rlhf_ray.serving.worker import digest_of
+from rlhf_ray.types import FinishReason
+from tests.models.tiny import make_policy, make_tokenizer
+
+END = 2
+
+
+@dataclass(frozen=True)
+class FakeVersion:
+    number: int
+    folder: Path
+    sha256: str = "0" * 64
+    lineage: dict[str, Any] = field(default_factory=dict)
+    created_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def make_version(root: Path, number: int, **overrides: Any) -> FakeVersion:
+    """A tiny policy that answers in its own way: each number has other weights, loud enough to be told apart."""
+    tokenizer = make_tokenizer()
+    folder = root / f"{number:08d}"
+    policy = make_policy(tokenizer, seed=number, **overrides)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(10.0)
+    save_policy(folder, policy, tokenizer)
+    return FakeVersion(number, folder)
+
+
+class FakeRegistry:
+    """Promotions in a list, the last the one that holds."""
+
+    def __init__(self, *versions: FakeVersion, promoted: Sequence[int] = (1,)) -> None:
+        self.known = {version.number: version for version in versions}
+        self.promotions = list(promoted)
+        self.failures: list[tuple[int, str]] = []
+
+    def promote(self, number: int) -> None:
+        self.promotions.append(number)
+
+    def promoted(self, kind: str) -> FakeVersion | None:
+        return self.known[self.promotions[-1]] if kind == "policy" and self.promotions else None
+
+    def version(self, kind: str, number: int) -> FakeVersion:
+        assert kind == "policy"
+        return self.known[number]
+
+    def fail(self, kind: str, number: int, *, reason: str) -> None:
+        assert kind == "policy"
+        self.failures.append((number, reason))
+        self.promotions = [other for other in self.promotions if other != number]
+
+
+class TorchEngine:
+    """Transformers behind the face of a serving engine: real weights and log-probs, one token at a time."""
+
+    exact = True
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.tokenizer = load_policy(folder), load_tokenizer(folder)
+        self.keeps_old_weights = False
+        self.fails_to_load: set[int] = set()
+        self.dead = self.closed = False
+        self.running = self.aborted = 0
+        self.loaded: list[int] = []
+        self.step = asyncio.Event()
+        self.step.set()
+        """Cleared, answers stand still."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
+    ) -> AsyncGenerator[Piece, None]:
+        self.running += 1
+        whole = False
+        try:
+            for index in range(call.n):
+                async for piece in self._choice(index, list(prompt_ids), call, max_tokens):
+                    yield piece
+            whole = True
+        finally:
+            self.running -= 1
+            self.aborted += not whole
+
+    async def _choice(
+        self, index: int, ids: list[int], call: GenerateCall, max_tokens: int
+    ) -> AsyncGenerator[Piece, None]:
+        for left in reversed(range(max_tokens)):
+            await asyncio.sleep(0)
+            if not call.id.startswith("canary"):
+                await self.step.wait()
+            if self.dead:
+                raise InfrastructureError("the engine failed")
+            with torch.no_grad():
+                logprobs = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            token = int(logprobs.argmax())
+            text = "" if token == END else self.tokenizer.decode([token])
+            reason: FinishReason | None = "stop" if token == END else "length" if left == 0 else None
+            kept = None if call.logprobs is None else (TokenLogprob(text, token, float(logprobs[token])),)
+            yield Piece(index, text, (token,), reason, kept)
+            ids.append(token)
+            if reason == "stop":
+                return
+
+    async def load(self, folder: Path) -> str:
+        number = int(folder.name)
+        assert self.running == 0, "loaded while somebody is answered"
+        if number in self.fails_to_load:
+            raise InfrastructureError("the worker raised")
+        if not self.keeps_old_weights:
+            self.model = load_policy(folder)
+        self.loaded.append(number)
+        return digest_of(folder)
+
+    async def check_health(self) -> None:
+        if self.dead:
+            raise InfrastructureError("the engine's process has died")
+
+    def close(self) -> None:
+        self.closed = True
