@@ -9,16 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter
+from fastapi import FastAPI
 
 from rlhf_ray import client as client_module
 from rlhf_ray.client import Added, Client, KeyReused, NotAllowed, NotFound, Refused, Unavailable
 from rlhf_ray.errors import InfrastructureError, InputError
-from rlhf_ray.serving import feedback, reward
-from rlhf_ray.serving.auth import Caller
 from rlhf_ray.serving.records import Records
 from tests.feedback.test_requests import make_completion
-from tests.serving.apps import ADMIN, make_app
+from tests.serving.apps import make_app
 from tests.serving.test_reward import make_replica
 
 
@@ -169,16 +167,14 @@ def test_an_answer_that_is_not_the_services_is_said_so() -> None:
 class Bridge(httpx.BaseTransport):
     """Calls an async app, which runs in a thread of its own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, routers: list[APIRouter], caller: Caller) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, app: FastAPI) -> None:
         self._loop = loop
-        self._transports = [httpx.ASGITransport(make_app(routes, caller)) for routes in routers]
+        self._transport = httpx.ASGITransport(app)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        transport = self._transports["feedback" not in request.url.path]
-
         async def answer() -> httpx.Response:
             content = httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
-            got = await transport.handle_async_request(content)
+            got = await self._transport.handle_async_request(content)
             return httpx.Response(got.status_code, headers=got.headers, content=await got.aread())
 
         return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(10)
@@ -195,7 +191,7 @@ def service(tmp_path: Path) -> Iterator[Client]:
         asyncio.run_coroutine_threadsafe(work, loop).result(10)
 
     run(records.keep_completion(make_completion()))
-    bridge = Bridge(loop, [feedback.router(records), reward.router(make_replica())], ADMIN)
+    bridge = Bridge(loop, make_app(records=records, reward=make_replica()))
     yield Client("http://127.0.0.1", "key", http=httpx.Client(transport=bridge))
     run(records.close())
     loop.call_soon_threadsafe(loop.stop)

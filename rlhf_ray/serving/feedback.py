@@ -22,6 +22,7 @@ from rlhf_ray.feedback.schema import MAX_ANSWERS, MAX_COMMENT, MAX_TEXT, Feedbac
 from rlhf_ray.serving.auth import Caller, role
 from rlhf_ray.serving.backends import RecordsBackend
 from rlhf_ray.serving.errors import ApiError
+from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.types import Role
 
 KEY_HEADER = "Idempotency-Key"
@@ -144,7 +145,7 @@ class Purged(Closed):
     removed: int
 
 
-def router(records: RecordsBackend) -> APIRouter:
+def router(_settings: ServiceConfig, *, records: RecordsBackend) -> APIRouter:
     """The routes above, over one writer."""
     routes = APIRouter(tags=["feedback"])
     may_write = Depends(role("annotator", "trainer"))

@@ -23,6 +23,7 @@ from rlhf_ray.serving.backends import Readiness, RewardBackend, ScoreItem, Score
 from rlhf_ray.serving.batches import Batches
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.feedback import Closed, Text, Turn
+from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.types import Exchange, Message, Prompt
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class OpenRLHFRewards(Closed):
     """`reward_model_version`, once for each query."""
 
 
-def router(reward: RewardBackend, *, max_items: int = MAX_QUERIES) -> APIRouter:
+def router(settings: ServiceConfig, *, reward: RewardBackend) -> APIRouter:
     """The routes above, over whoever scores."""
     routes = APIRouter(tags=["rewards"], dependencies=[Depends(role("app", "trainer"))])
 
@@ -206,8 +207,10 @@ def router(reward: RewardBackend, *, max_items: int = MAX_QUERIES) -> APIRouter:
     async def rewards(body: RewardRequest) -> Rewards:
         """Give each answer a number; higher is better, and only differences mean something."""
         given = len(body.completions)
-        if given > max_items:
-            raise ApiError(400, f"{given} completions: send at most {max_items} a request", param="completions")
+        if given > settings.reward.max_items:
+            raise ApiError(
+                400, f"{given} completions: send at most {settings.reward.max_items} a request", param="completions"
+            )
         scores = await reward.score([ScoreItem(body.dialogue, answer) for answer in body.completions])
         return Rewards(model=scores.model, version=scores.version, rewards=scores.rewards)
 

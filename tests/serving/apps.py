@@ -1,14 +1,15 @@
-"""One router behind the real door, everybody in it being one caller, and requests to it in this process."""
+"""The door over parts in this process, whoever asks being one caller, and requests to it."""
 
 import json
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from rlhf_ray.serving.auth import Caller
-from rlhf_ray.serving.door import assemble
-from rlhf_ray.serving.settings import LimitSettings, ServiceConfig
+from rlhf_ray.serving.backends import RecordsBackend, RewardBackend
+from rlhf_ray.serving.door import create_door
+from rlhf_ray.serving.settings import LimitSettings, RewardSettings, ServiceConfig
 
 ANNOTATOR = Caller("key-1", "ann-1", "annotator")
 ADMIN = Caller("key-0", "boss", "admin")
@@ -27,9 +28,16 @@ class OneCaller:
         return self._caller
 
 
-def make_app(routes: APIRouter, caller: Caller = ADMIN) -> FastAPI:
-    config = ServiceConfig(limits=LimitSettings(requests_per_minute=1_000_000, concurrent=1_000))
-    return assemble(config, [routes], keys=OneCaller(caller), parts={})
+def make_app(
+    caller: Caller = ADMIN,
+    *,
+    records: RecordsBackend | None = None,
+    reward: RewardBackend | None = None,
+    settings: RewardSettings | None = None,
+) -> FastAPI:
+    limits = LimitSettings(requests_per_minute=1_000_000, concurrent=1_000)
+    config = ServiceConfig(limits=limits, reward=settings or RewardSettings())
+    return create_door(config, policy=None, reward=reward, records=records, versions=None, keys=OneCaller(caller))
 
 
 class Requests:

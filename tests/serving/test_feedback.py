@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.serving.auth import Caller
-from rlhf_ray.serving.feedback import router
 from rlhf_ray.serving.records import Records
 from tests.feedback.test_requests import make_completion
 from tests.feedback.test_store import make_feedback
@@ -34,7 +33,7 @@ def serve(database: Path, use: Callable[[Requests], Awaitable[Any]], *, caller: 
         try:
             await records.keep_completion(make_completion())
             await records.keep_completion(make_completion("cmpl-2", messages=None, prompt="Once", answers=("upon",)))
-            return await use(Requests(make_app(router(records), caller)))
+            return await use(Requests(make_app(caller, records=records)))
         finally:
             await records.close()
 
@@ -330,6 +329,6 @@ def test_whatever_comes_is_kept_whole_or_refused(
 def fuzzed(database: Path) -> Any:
     loop = asyncio.new_event_loop()
     records = Records(database)
-    yield loop, Requests(make_app(router(records))), records
+    yield loop, Requests(make_app(records=records)), records
     loop.run_until_complete(records.close())
     loop.close()

@@ -14,7 +14,8 @@ from rlhf_ray.models.reward import RewardModel, load_reward_model, new_reward_mo
 from rlhf_ray.serving.auth import Caller
 from rlhf_ray.serving.backends import ScoreItem
 from rlhf_ray.serving.errors import ApiError
-from rlhf_ray.serving.reward import RewardReplica, router
+from rlhf_ray.serving.reward import RewardReplica
+from rlhf_ray.serving.settings import RewardSettings
 from rlhf_ray.types import Exchange, Message
 from tests.models.tiny import make_exchange, make_policy_folder, make_prompt
 from tests.serving.apps import ADMIN, Requests, make_app
@@ -144,7 +145,7 @@ def test_another_version_answers_from_the_next_batch_on_and_a_broken_one_never(f
 
 def serve(use: Callable[[Requests], Awaitable[Any]], *, caller: Caller = ADMIN, **settings: Any) -> Any:
     async def run() -> Any:
-        return await use(Requests(make_app(router(make_replica(), **settings), caller)))
+        return await use(Requests(make_app(caller, reward=make_replica(), settings=RewardSettings(**settings))))
 
     return asyncio.run(run())
 
