@@ -39,7 +39,7 @@ class Completion(BaseModel):
     """The text of each choice, by its index."""
     sampling: dict[str, JsonValue] | None = None
     caller: Label
-    """The name of the key that asked."""
+    """The id of the key that asked."""
 
     @property
     def dialogue(self) -> tuple[Message, ...]:

@@ -28,7 +28,7 @@ class RequestKey:
     """
 
     caller: str
-    """The name of the API key that sent it: the same word from somebody else is another key."""
+    """The id of the API key that sent it: the same word from somebody else is another key."""
     key: str
     request_sha256: str
 

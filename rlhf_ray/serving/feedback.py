@@ -196,7 +196,7 @@ def router(_settings: ServiceConfig, *, records: RecordsBackend) -> APIRouter:
 
     @routes.delete("/v1/completions", dependencies=[may_purge])
     async def purge_completions(
-        caller: Annotated[str | None, Query(max_length=200, description="name of the key that asked")] = None,
+        caller: Annotated[str | None, Query(max_length=200, description="id of the key that asked")] = None,
         before: Annotated[AwareDatetime | None, Query(description="a moment with its time zone")] = None,
     ) -> Purged:
         """Forget kept answers that fit all that is given. Feedback on them stays."""
@@ -215,7 +215,7 @@ def router(_settings: ServiceConfig, *, records: RecordsBackend) -> APIRouter:
 def _request_key(body: FeedbackRequest, caller: Caller, key: str | None) -> RequestKey | None:
     if key is None:
         return None
-    return RequestKey(caller.name, key, request_sha256(body.model_dump(mode="json", exclude_unset=True)))
+    return RequestKey(caller.id, key, request_sha256(body.model_dump(mode="json", exclude_unset=True)))
 
 
 def _annotator(body: FeedbackRequest, caller: Caller) -> str:

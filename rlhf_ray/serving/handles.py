@@ -45,10 +45,20 @@ class PolicyHandle:
                     raise
 
     async def _deltas(self, request: GenerateCall) -> AsyncIterator[Delta]:
-        answers = aiter(self._stream.generate.remote(request))
-        async with asyncio.timeout(self._deadline_s):
-            async for delta in answers:
+        response = self._stream.generate.remote(request)
+        answers = aiter(response)
+        ends_at = asyncio.get_running_loop().time() + self._deadline_s
+        try:
+            while True:
+                try:
+                    # around each wait, not around the loop: a stream's first delta is awaited by another task
+                    async with asyncio.timeout_at(ends_at):
+                        delta = await anext(answers)
+                except StopAsyncIteration:
+                    return
                 yield delta
+        finally:
+            response.cancel()  # where the caller has gone, the replica need not go on; where it is done, nothing
 
 
 class RewardHandle:

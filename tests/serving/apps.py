@@ -1,58 +1,52 @@
-"""A plain app around one router, with the door's way of refusing, and a client that calls it in this process."""
+"""The door over parts in this process, whoever asks being one caller, and requests to it."""
 
 import json
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
 
 from rlhf_ray.serving.auth import Caller
-from rlhf_ray.serving.errors import ApiError
+from rlhf_ray.serving.backends import RecordsBackend, RewardBackend
+from rlhf_ray.serving.door import create_door
+from rlhf_ray.serving.settings import LimitSettings, RewardSettings, ServiceConfig
 
-ANNOTATOR = Caller("ann-1", "annotator")
-ADMIN = Caller("boss", "admin")
-
-
-class Known:
-    """Says who asks, as the door does."""
-
-    def __init__(self, app: ASGIApp, caller: Caller) -> None:
-        self.app = app
-        self.caller = caller
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, "caller": self.caller}, receive, send)
+ANNOTATOR = Caller("key-1", "ann-1", "annotator")
+ADMIN = Caller("key-0", "boss", "admin")
 
 
-def make_app(routes: APIRouter, caller: Caller = ADMIN) -> FastAPI:
-    app = FastAPI()
-    app.include_router(routes)
-    app.add_middleware(Known, caller=caller)
+class OneCaller:
+    """Takes any key for the same person's."""
 
-    @app.exception_handler(ApiError)
-    async def refuse(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
-    @app.exception_handler(HTTPException)
-    async def unreadable(_: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, "refused").response()
+    def any(self) -> bool:
+        return True
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return ApiError(400, "; ".join(item["msg"] for item in error.errors())).response()
+    def caller(self, key: str) -> Caller:
+        return self._caller
 
-    return app
+
+def make_app(
+    caller: Caller = ADMIN,
+    *,
+    records: RecordsBackend | None = None,
+    reward: RewardBackend | None = None,
+    settings: RewardSettings | None = None,
+) -> FastAPI:
+    limits = LimitSettings(requests_per_minute=1_000_000, concurrent=1_000)
+    config = ServiceConfig(limits=limits, reward=settings or RewardSettings())
+    return create_door(config, policy=None, reward=reward, records=records, versions=None, keys=OneCaller(caller))
 
 
 class Requests:
     """Requests to an app, each answered as a whole."""
 
     def __init__(self, app: FastAPI) -> None:
-        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+        self._http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", headers={"Authorization": "Bearer key"}
+        )
 
     async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.serving.auth import Caller
-from rlhf_ray.serving.feedback import router
 from rlhf_ray.serving.records import Records
-from rlhf_ray.serving.settings import ServiceConfig
 from tests.feedback.test_requests import make_completion
 from tests.feedback.test_store import make_feedback
 from tests.serving.apps import ADMIN, ANNOTATOR, Requests, make_app
@@ -35,7 +33,7 @@ def serve(database: Path, use: Callable[[Requests], Awaitable[Any]], *, caller: 
         try:
             await records.keep_completion(make_completion())
             await records.keep_completion(make_completion("cmpl-2", messages=None, prompt="Once", answers=("upon",)))
-            return await use(Requests(make_app(router(ServiceConfig(), records=records), caller)))
+            return await use(Requests(make_app(caller, records=records)))
         finally:
             await records.close()
 
@@ -161,7 +159,7 @@ def test_an_unknown_completion_is_not_found(database: Path) -> None:
     assert answer.json()["error"]["code"] == "unknown_completion"
 
 
-@pytest.mark.parametrize(("caller", "status"), [(ANNOTATOR, 403), (Caller("t", "trainer"), 201), (ADMIN, 201)])
+@pytest.mark.parametrize(("caller", "status"), [(ANNOTATOR, 403), (Caller("key-3", "t", "trainer"), 201), (ADMIN, 201)])
 def test_only_trainers_and_administrators_name_another_annotator(database: Path, caller: Caller, status: int) -> None:
     assert post(database, BROUGHT | {"rating": 4, "annotator": "ann-7"}, caller=caller).status_code == status
     assert [row.annotator for row in rows(database)] == ["ann-7"] * (status == 201)
@@ -170,7 +168,7 @@ def test_only_trainers_and_administrators_name_another_annotator(database: Path,
 @pytest.mark.parametrize(("role", "status"), [("app", 403), ("annotator", 403), ("trainer", 200), ("admin", 200)])
 def test_only_trainers_and_administrators_read(database: Path, role: Any, status: int) -> None:
     for path in ("/v1/feedback", "/v1/feedback/a"):
-        answer = serve(database, lambda http, path=path: http.get(path), caller=Caller("someone", role))
+        answer = serve(database, lambda http, path=path: http.get(path), caller=Caller("key-2", "someone", role))
         assert answer.status_code == (404 if status == 200 and path.endswith("a") else status)
 
 
@@ -182,7 +180,7 @@ def test_only_administrators_purge_and_applications_do_not_judge(database: Path,
         judged = await http.post("/v1/feedback", BROUGHT | {"rating": 4})
         assert judged.status_code == (403 if role == "app" else 201)
 
-    serve(database, use, caller=Caller("someone", role))
+    serve(database, use, caller=Caller("key-2", "someone", role))
 
 
 def test_pages_lead_through_all_feedback(database: Path) -> None:
@@ -285,6 +283,18 @@ def test_a_refusal_names_numbers_but_not_peoples_words(database: Path) -> None:
     assert "canary" not in answer.text
 
 
+def test_a_body_that_does_not_say_it_is_json_is_refused(database: Path) -> None:
+    for kind in ("text/plain", "multipart/form-data", ""):
+        answer = post(database, BROUGHT | {"rating": 4}, content_type=kind)
+        assert answer.status_code == 415
+    assert rows(database) == []
+
+
+def test_a_body_beyond_the_cap_is_refused(database: Path) -> None:
+    assert post(database, BROUGHT | {"comment": "x" * (300 << 10)}).status_code == 413
+    assert rows(database) == []
+
+
 def test_a_key_that_no_header_can_carry_sensibly_is_refused(database: Path) -> None:
     assert post(database, BROUGHT | {"rating": 4}, idempotency_key="x" * 201).status_code == 400
     assert rows(database) == []
@@ -319,6 +329,6 @@ def test_whatever_comes_is_kept_whole_or_refused(
 def fuzzed(database: Path) -> Any:
     loop = asyncio.new_event_loop()
     records = Records(database)
-    yield loop, Requests(make_app(router(ServiceConfig(), records=records))), records
+    yield loop, Requests(make_app(records=records)), records
     loop.run_until_complete(records.close())
     loop.close()

@@ -14,8 +14,8 @@ from rlhf_ray.models.reward import RewardModel, load_reward_model, new_reward_mo
 from rlhf_ray.serving.auth import Caller
 from rlhf_ray.serving.backends import ScoreItem
 from rlhf_ray.serving.errors import ApiError
-from rlhf_ray.serving.reward import RewardReplica, router
-from rlhf_ray.serving.settings import RewardSettings, ServiceConfig
+from rlhf_ray.serving.reward import RewardReplica
+from rlhf_ray.serving.settings import RewardSettings
 from rlhf_ray.types import Exchange, Message
 from tests.models.tiny import make_exchange, make_policy_folder, make_prompt
 from tests.serving.apps import ADMIN, Requests, make_app
@@ -144,10 +144,8 @@ def test_another_version_answers_from_the_next_batch_on_and_a_broken_one_never(f
 
 
 def serve(use: Callable[[Requests], Awaitable[Any]], *, caller: Caller = ADMIN, **settings: Any) -> Any:
-    config = ServiceConfig(reward=RewardSettings(**settings))
-
     async def run() -> Any:
-        return await use(Requests(make_app(router(config, reward=make_replica()), caller)))
+        return await use(Requests(make_app(caller, reward=make_replica(), settings=RewardSettings(**settings))))
 
     return asyncio.run(run())
 
@@ -225,7 +223,9 @@ def test_a_bad_request_is_refused_with_a_reason(path: str, body: Any) -> None:
 @pytest.mark.parametrize(("role", "status"), [("annotator", 403), ("app", 200), ("trainer", 200), ("admin", 200)])
 def test_who_may_ask_for_rewards(role: Any, status: int) -> None:
     for path, body in (("/v1/rewards", HI | {"completions": ["a"]}), ("/get_reward", {"query": ["a"]})):
-        answer = serve(lambda http, path=path, body=body: http.post(path, body), caller=Caller("someone", role))
+        answer = serve(
+            lambda http, path=path, body=body: http.post(path, body), caller=Caller("key-2", "someone", role)
+        )
         assert answer.status_code == status
 
 
