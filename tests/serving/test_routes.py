@@ -1,6 +1,7 @@
 """Every route that the whole service has, for no key, a bad key, a wrong role and a right one."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from fastapi.routing import APIRoute
 from rlhf_ray.serving.auth import ROLES
 from rlhf_ray.serving.backends import Readiness
 from rlhf_ray.serving.door import OPEN, create_door
-from rlhf_ray.serving.settings import ServiceConfig
+from rlhf_ray.serving.errors import CODES
+from rlhf_ray.serving.settings import LimitSettings, ServiceConfig
 from tests.serving.asgi import KnownKeys, ask, error_of
 
 ANYBODY = {"app", "annotator", "trainer", "admin"}
@@ -104,3 +106,11 @@ def test_the_document_lists_the_routes_and_a_key_for_each() -> None:
     assert listed == {*WHO_MAY, ("GET", "/healthz"), ("GET", "/readyz")}
     for method, path in WHO_MAY:
         assert document["paths"][path][method.lower()]["security"] == [{"key": []}]
+
+
+def test_each_route_and_each_limit_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    assert not [path for path in {*(path for _, path in WHO_MAY), "/healthz", "/readyz"} if path not in text]
+    assert not [name for name in LimitSettings.model_fields if f"limits.{name}" not in text]
+    assert not [name for name in ROLES if f"| {name} |" not in text]
+    assert not [status for status in CODES if status not in (409, 422) and str(status) not in text]
