@@ -23,6 +23,7 @@ from rlhf_ray.serving.backends import Delta, ModelInfo, PolicyBackend, RecordsBa
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.openai_answers import DONE, Gathering, sse
 from rlhf_ray.serving.openai_schema import (
+    MODEL,
     Asked,
     ChatAnswer,
     ChatRequest,
@@ -32,7 +33,6 @@ from rlhf_ray.serving.openai_schema import (
     TextAnswer,
 )
 from rlhf_ray.serving.settings import PolicySettings, ServiceConfig
-from rlhf_ray.serving.versions import POLICY
 
 VERSION_HEADER = "x-policy-version"
 App = Annotated[Caller, Depends(role("app"))]
@@ -119,7 +119,7 @@ class Desk:
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     def _check(self, body: Asked) -> None:
-        if body.model != POLICY:
+        if body.model != MODEL:
             raise _unknown_model()
         if (body.n or 1) > self.settings.max_choices:
             raise ApiError(400, f"n is at most {self.settings.max_choices} here", param="n")

@@ -8,6 +8,8 @@ from rlhf_ray.feedback.schema import MAX_TEXT
 from rlhf_ray.serving.backends import GenerateCall
 from rlhf_ray.types import Message
 
+MODEL = "policy"
+"""The one name that a request gives as `model`."""
 MAX_TURNS = 256
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]

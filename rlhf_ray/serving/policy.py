@@ -71,6 +71,8 @@ class PolicyReplica:
 
     async def start(self) -> None:
         """Proves the weights that the engine has read; raises where they are not the version's."""
+        async with asyncio.timeout(self.settings.swap_deadline_s):
+            await self.engine.begin()
         await self.swapper.prove()
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Delta, None]:

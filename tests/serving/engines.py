@@ -87,6 +87,9 @@ class TorchEngine:
         self.step.set()
         """Cleared, answers stand still."""
 
+    async def begin(self) -> None:
+        self.begun = True
+
     async def generate(self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int) -> Pieces:
         self.running += 1
         whole = False

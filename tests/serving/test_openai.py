@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -369,3 +371,8 @@ def test_a_caller_who_goes_away_ends_the_policys_work(service: Service) -> None:
             ended.set()
 
     asyncio.run(scenario())
+
+
+def test_the_routes_do_without_torch_and_vllm() -> None:
+    code = "import sys, rlhf_ray.serving.openai, rlhf_ray.serving.versions; print({'torch', 'vllm'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
