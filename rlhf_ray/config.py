@@ -5,9 +5,9 @@ Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,9 @@ class Section(BaseModel):
     """A part of the tree: closed, frozen, documented by the strings under its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class RunConfig(Section):
@@ -310,19 +313,29 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises `ConfigError` with the key at fault, and the nearest known key where one is unknown.
     """
     tree = _read_yaml(path) if path else {}
+    apply_overrides(tree, overrides)
+    config = parse_section(Config, tree, source=str(path or "(overrides)"))
+    if config.run.id is None and path is not None:
+        name = "".join(c if c.isalnum() or c in "_-" else "-" for c in path.stem.lower())
+        config = config.model_copy(update={"run": config.run.model_copy(update={"id": name})})
+    return config
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets each `dotted.key=value` in the tree, the later winning; `ConfigError` for what is none."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override '{override}' is not of the form dotted.key=value")
         _set(tree, key.split("."), _parse_value(override, value))
+
+
+def parse_section(section: type[AnySection], tree: Mapping[str, Any], *, source: str) -> AnySection:
+    """A section from a mapping; `ConfigError` names its source and the key at fault."""
     try:
-        config = Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from None
-    if config.run.id is None and path is not None:
-        name = "".join(c if c.isalnum() or c in "_-" else "-" for c in path.stem.lower())
-        config = config.model_copy(update={"run": config.run.model_copy(update={"id": name})})
-    return config
+        raise ConfigError(_explain(error, section, source)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -377,15 +390,15 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, path: Path | None) -> str:
+def _explain(error: ValidationError, section: type[Section], source: str) -> str:
     problems = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.0)
+            near = difflib.get_close_matches(key, list(known_keys(section)), n=1, cutoff=0.0)
             problems.append(f"unknown key '{key}'; nearest known key: '{near[0]}'")
         elif key:
             problems.append(f"{key}: {item['msg'].lower()}, got {item['input']!r}")
         else:
             problems.append(item["msg"].removeprefix("Value error, "))
-    return f"config {path or '(overrides)'}: " + "; ".join(problems)
+    return f"config {source}: " + "; ".join(problems)

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "config": 0,
     "algo": 1,
+    "sqlite": 1,
     "models": 2,
     "feedback": 2,
     "data": 3,

@@ -56,7 +56,8 @@ def _new_id() -> str:
     return uuid4().hex
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """This moment, in UTC."""
     return datetime.now(UTC)
 
 
@@ -79,6 +80,8 @@ class Answer(_Record):
     """Temperature, top-p, seed and the like; None where they are not known."""
     policy_version: Annotated[int, Field(ge=0)] | None = None
     """The published policy that made it, where one did."""
+    completion_id: Label | None = None
+    """The served completion that it was, where it was one."""
 
     @field_validator("sampling")
     @classmethod
@@ -153,7 +156,7 @@ class Feedback(_Record):
     annotator: Label
     display_order: tuple[StrictInt, ...] | None = None
     """Indices into `answers` in the order in which the annotator saw them; None where nobody noted it."""
-    created_at: Moment = Field(default_factory=_now)
+    created_at: Moment = Field(default_factory=now)
     """UTC."""
 
     @property

@@ -7,9 +7,11 @@ it from any connection. One process writes (see `tables`), any number reads besi
 import hashlib
 import os
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +20,9 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rlhf_ray.errors import DataError, FeedbackError, InfrastructureError
-from rlhf_ray.feedback import tables
+from rlhf_ray.feedback import completions, tables
+from rlhf_ray.feedback.completions import Completion
+from rlhf_ray.feedback.requests import KeyReused, Receipt, RequestKey, Submission, known_answers, remember, replay
 from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
 from rlhf_ray.feedback.summary import StoreStats, summarise
 
@@ -36,6 +40,15 @@ class Snapshot:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of feedback; `cursor` is where the next one begins, `more` whether there is one now."""
+
+    items: tuple[Feedback, ...]
+    cursor: int
+    more: bool
+
+
 class FeedbackStore:
     """An open store; `url` is `sqlite:///folder/feedback.db` or a file's path. Close it, or use it in a `with`."""
 
@@ -46,6 +59,8 @@ class FeedbackStore:
             raise DataError(f"no feedback store at {self.path}: check the path, or write feedback first")
         self.read_only = read_only
         self._lock = None if read_only else tables.WriterLock(self.path)
+        self.broken = False
+        """The disk failed during a write: nothing is acknowledged any more, until the store is opened anew."""
         self._engine = tables.open_engine(self.path, read_only=read_only)
         if not read_only:
             self._create()
@@ -81,6 +96,79 @@ class FeedbackStore:
             if bodies:
                 connection.execute(insert(tables.feedback), [_row(item, body) for item, body in bodies.values()])
         return [item.id for item in items]
+
+    def commit(self, submissions: Sequence[Submission], kept: Sequence[Completion] = ()) -> list[Receipt | KeyReused]:
+        """Write many requests' feedback and completions with one wait for the disk; an outcome a submission, in order.
+
+        All of it is durable on return, or none of it. A submission whose key is known is not written again.
+        """
+        with self._writing() as connection:
+            completions.keep(connection, kept)
+            keys = [submission.key for submission in submissions if submission.key]
+            known = known_answers(connection, keys)
+            outcomes: list[Receipt | KeyReused] = []
+            fresh: list[Submission] = []
+            for submission in submissions:
+                key = submission.key
+                if key and (key.caller, key.key) in known:
+                    outcomes.append(replay(key, known[key.caller, key.key]))
+                    continue
+                if key:
+                    known[key.caller, key.key] = (key.request_sha256, submission.answer)
+                fresh.append(submission)
+                outcomes.append(Receipt(submission.answer))
+            rows = [_row(item, to_json(item)) for submission in fresh for item in submission.items]
+            if rows:
+                connection.execute(insert(tables.feedback), rows)
+            remember(connection, fresh)
+        return outcomes
+
+    def answered(self, key: RequestKey) -> Receipt | KeyReused | None:
+        """What a request of this key was answered with, None where the key is new."""
+        with self._reading() as connection:
+            known = known_answers(connection, [key])
+        return replay(key, known[key.caller, key.key]) if known else None
+
+    def get(self, id_: str) -> Feedback | None:
+        """The feedback of that id, None where there is none."""
+        query = select(tables.feedback.c.body).where(tables.feedback.c.id == id_)
+        with self._reading() as connection:
+            body = connection.execute(query).scalar()
+        return None if body is None else parse_feedback(body)
+
+    def page(self, *, after: int = 0, limit: int = 100, kind: Kind | None = None, annotator: str | None = None) -> Page:
+        """Feedback in the order in which it was added, from behind a place; what is added later is behind the page."""
+        wanted = {"kind": kind, "annotator": annotator}
+        conditions = [tables.feedback.c[column] == value for column, value in wanted.items() if value is not None]
+        query = (
+            select(tables.feedback.c.seq, tables.feedback.c.body)
+            .where(tables.feedback.c.seq > after, *conditions)
+            .order_by("seq")
+            .limit(limit + 1)
+        )
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        shown = rows[:limit]
+        items = tuple(parse_feedback(row.body) for row in shown)
+        return Page(items, cursor=shown[-1].seq if shown else after, more=len(rows) > limit)
+
+    def completion(self, id_: str) -> Completion | None:
+        """The kept completion of that id, None where it never was or is gone."""
+        with self._reading() as connection:
+            return completions.find(connection, id_)
+
+    def purge_completions(
+        self, *, ids: Iterable[str] | None = None, caller: str | None = None, before: datetime | None = None
+    ) -> int:
+        """Remove kept completions that fit all that is given, their text wiped from the file; how many went."""
+        with self._writing() as connection:
+            gone = completions.purge(connection, ids=ids, caller=caller, before=before)
+        if gone:
+            with self._reading() as connection:  # the log still holds the old pages until it is folded in
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.exec_driver_sql("BEGIN")
+        return gone
 
     def count(self) -> int:
         """How many rows there are."""
@@ -160,7 +248,8 @@ class FeedbackStore:
         try:
             with self._writing() as connection:
                 tables.metadata.create_all(connection)
-                if connection.execute(select(tables.schema_version.c.version)).first() is None:
+                version = connection.execute(select(func.max(tables.schema_version.c.version))).scalar()
+                if version != tables.SCHEMA_VERSION:
                     connection.execute(insert(tables.schema_version), {"version": tables.SCHEMA_VERSION})
             _sync_folder(self.path.parent)
         except BaseException:
@@ -196,10 +285,15 @@ class FeedbackStore:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         assert not self.read_only, "this store was opened read_only"
+        if self.broken:
+            raise InfrastructureError(f"feedback store {self.path} takes nothing after a disk error: open it anew")
         try:
             with self._engine.execution_options(writes=True).begin() as connection:
                 yield connection
         except OperationalError as error:
+            # After a failed fsync the next one may succeed without having written: a new process has to look.
+            code = getattr(error.orig, "sqlite_errorcode", 0)
+            self.broken = code & 0xFF == sqlite3.SQLITE_IOERR
             raise InfrastructureError(
                 f"nothing was written to feedback store {self.path}: {error.orig}; mend that and repeat the command"
             ) from None

@@ -32,7 +32,9 @@ from sqlalchemy.exc import ArgumentError
 
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: feedback and snapshots. 2: completions, request keys, and `completion_id` in feedback. Opening for writing brings
+an older file up to date, in one transaction; a newer one is refused."""
 BUSY_TIMEOUT_MS = 10_000
 
 metadata = MetaData()
@@ -68,6 +70,29 @@ snapshot_rows = Table(
     sqlite_with_rowid=False,
 )
 
+completions = Table(
+    "completions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("caller", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("completions_by_caller", "caller"),
+    Index("completions_by_time", "created_at"),
+)
+"""Served answers; unlike feedback they are removed again, by age or on request."""
+
+request_keys = Table(
+    "request_keys",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_sha256", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What was answered to which request, written with the rows that the request brought. Never forgotten."""
+
 
 def _append_only(table: Table) -> None:
     """Triggers that refuse change. INSERT OR REPLACE would get round the one on DELETE, hence the one on INSERT."""
@@ -91,7 +116,7 @@ def _on_create(table: Table, statement: str) -> None:
     event.listen(table, "after_create", run)
 
 
-for _table in (feedback, snapshots, snapshot_rows):
+for _table in (feedback, snapshots, snapshot_rows, request_keys):
     _append_only(_table)
 
 
@@ -157,6 +182,7 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # what is purged is overwritten, not just unlinked
         if read_only:
             connection.execute("PRAGMA query_only = ON")
             return

@@ -22,6 +22,8 @@ from rlhf_ray.types import Exchange, Message, Prompt
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+MOST_NESTED = 64
+"""Layers of special tokens spelled out within each other."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -177,10 +179,15 @@ def prompt_text(messages: Iterable[Message]) -> str:
 
 
 def without_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text less the spelled-out special tokens in it, which the tokenizer would take for real ones."""
-    found = True
+    """The text less the spelled-out special tokens in it, which the tokenizer would take for real ones.
+
+    `DataError` where they are nested so deeply that nobody can have meant it: each layer costs a pass over the text.
+    """
+    found, passes = True, 0
     while found:  # removing one may join the halves of another
-        found = False
+        found, passes = False, passes + 1
+        if passes > MOST_NESTED:
+            raise DataError(f"special tokens spelled out in more than {MOST_NESTED} layers: leave them out of the text")
         for special in tokenizer.all_special_tokens:
             if special in text:
                 text, found = text.replace(special, ""), True

@@ -42,7 +42,11 @@ class RewardModel:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """The reward of each exchange, in their order; like lengths share a forward pass."""
-        encoded = self.encode(exchanges)
+        return self.score_texts([render(self.tokenizer, exchange) for exchange in exchanges])
+
+    def score_texts(self, texts: Sequence[str]) -> list[float]:
+        """The reward of texts that hold prompt and answer already, rendered as the model's own template does it."""
+        encoded = self._encode(texts)
         scores = torch.zeros(len(encoded))
         self.model.eval()
         with torch.inference_mode():
@@ -53,12 +57,14 @@ class RewardModel:
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """The token ids that the model reads, cut at the front where they are longer than it can read."""
-        if not exchanges:
+        return self._encode([render(self.tokenizer, exchange) for exchange in exchanges])
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
             return []
-        texts = [render(self.tokenizer, exchange) for exchange in exchanges]
         limit = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 1 << 30))
         ids: list[list[int]] = self.tokenizer(
-            texts,
+            list(texts),
             add_special_tokens=not self.tokenizer.chat_template,  # a template writes its own
             truncation=True,
             max_length=limit,

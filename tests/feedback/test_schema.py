@@ -31,7 +31,13 @@ def a_row(*texts: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_rating_keeps_who_sampled_the_answer_and_how() -> None:
-    answer = {"text": "Sorry!", "sampler": "ppo", "sampling": {"temperature": 0.7, "stop": None}, "policy_version": 3}
+    answer = {
+        "text": "Sorry!",
+        "sampler": "ppo",
+        "sampling": {"temperature": 0.7, "stop": None},
+        "policy_version": 3,
+        "completion_id": None,
+    }
     feedback = parse_feedback(a_row(answers=[answer], rating={"value": 4}))
     assert feedback.answers[0].model_dump() == answer
     assert feedback.prompt == Prompt("p1", (Message("user", "My lamp broke."),), "g1")

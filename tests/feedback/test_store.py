@@ -312,8 +312,8 @@ def test_a_database_of_something_else_is_refused_untouched(database: Path, table
 def test_a_store_of_a_newer_version_is_refused(database: Path) -> None:
     FeedbackStore(database).close()
     with sqlite3.connect(database) as connection:
-        connection.execute("INSERT INTO schema_version VALUES (2)")
-    with pytest.raises(DataError, match=r"newer rlhf-ray \(schema 2"):
+        connection.execute("INSERT INTO schema_version VALUES (99)")
+    with pytest.raises(DataError, match=r"newer rlhf-ray \(schema 99"):
         FeedbackStore(database, read_only=True)
 
 
@@ -321,7 +321,7 @@ def test_a_damaged_store_says_so_in_one_line(database: Path) -> None:
     with FeedbackStore(database) as store:
         store.add([make_ranking(f"p{index}") for index in range(500)])
     damaged = bytearray(database.read_bytes())
-    damaged[8 * 4096 : -4096] = os.urandom(len(damaged) - 9 * 4096)
+    damaged[20 * 4096 : -4096] = os.urandom(len(damaged) - 21 * 4096)
     database.write_bytes(damaged)
     with FeedbackStore(database, read_only=True) as store, pytest.raises(DataError, match="cannot be read"):
         list(store.iter())

@@ -1,0 +1,87 @@
+"""What runs inside vLLM's own process: reading a version's weights from its folder into the engine that is running.
+
+Named to vLLM as `worker_extension_cls`; `collective_rpc("load_folder", ...)` calls it by name, so that no code and no
+object has to be sent.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from rlhf_ray.errors import ModelError
+from rlhf_ray.serving.orphans import end_with_parent
+
+HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
+
+
+class Worker(Protocol):
+    """vLLM's worker, as far as it is called here."""
+
+    def reload_weights(self, *, weights_iterator: Iterator[tuple[str, Tensor]]) -> None:
+        """Replaces the weights in place."""
+
+
+class FolderLoader:
+    """Adds `load_folder` and `end_with_replica` to vLLM's worker."""
+
+    def end_with_replica(self) -> None:
+        """From now on this process ends with the one that started it: vLLM's would outlive a killed replica."""
+        end_with_parent()
+
+    def load_folder(self: Worker, folder: str) -> str:
+        """Replaces all weights by those of the folder; the sha256 of what was given to the engine."""
+        sha = hashlib.sha256()
+        self.reload_weights(weights_iterator=hashed(weights_of(Path(folder)), sha))
+        return sha.hexdigest()
+
+
+def digest_of(folder: Path) -> str:
+    """What `load_folder` returns where it loads this folder whole; `ModelError` where a weight is not a number."""
+    sha = hashlib.sha256()
+    for name, tensor in hashed(weights_of(folder), sha):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"weight {name} of {folder} holds NaN or infinity: publish another version")
+    return sha.hexdigest()
+
+
+def weights_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a Hugging Face folder by name, one at a time.
+
+    A head that is tied to the embedding is not in the files; vLLM keeps one of its own, which would stay stale.
+    """
+    tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
+    embedding: Tensor | None = None
+    has_head = False
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                yield name, tensor
+                has_head |= name == HEAD
+                embedding = tensor if name.endswith(EMBEDDING) else embedding
+    if tied and not has_head and embedding is not None:
+        yield HEAD, embedding
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight, read from the files' headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    return shapes
+
+
+def hashed(weights: Iterable[tuple[str, Tensor]], sha: Any) -> Iterator[tuple[str, Tensor]]:
+    """The same weights; each goes into the hash before it is handed on."""
+    for name, tensor in weights:
+        sha.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        yield name, tensor

@@ -1,0 +1,109 @@
+"""How a SQLite file is opened that several processes read and write: durable, patient, append-only where asked.
+
+WAL with `synchronous=FULL`: a commit that returned survives a power cut, and readers never wait. A transaction that
+writes says so at its start (`BEGIN IMMEDIATE`), so that none is refused halfway. WAL needs a local disk.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, MetaData, Table, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+
+from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
+
+BUSY_TIMEOUT_MS = 10_000
+
+
+def file_of(url: str | Path, *, what: str) -> Path:
+    """The file that `sqlite:///folder/x.db`, or a path, names; `ConfigError` where it is none."""
+    if isinstance(url, Path):
+        return url
+    if url and ":" not in url:
+        return Path(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError(f"{what}: give a file as sqlite:///folder/name.db") from None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise ConfigError(f"{what} are kept in a SQLite file: give one as sqlite:///folder/name.db")
+    return Path(str(parsed.database))
+
+
+class Database:
+    """One file with its tables, made where it is not there yet."""
+
+    def __init__(self, path: Path, metadata: MetaData, *, what: str) -> None:
+        self.path = path
+        self._what = what
+        if not path.parent.is_dir():
+            raise DataError(f"no folder {path.parent} for the {what}: make it, or name another place")
+        self._engine = _engine(path)
+        with self.writing() as connection:
+            metadata.create_all(connection)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the file."""
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise DataError(f"{self._what} {self.path} cannot be read ({error.orig}): name another file") from None
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes; committed, and on the disk, once it is left without an error."""
+        try:
+            with self._engine.execution_options(writes=True).begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise InfrastructureError(
+                f"nothing was written to {self._what} {self.path} ({error.orig}): mend that and try again"
+            ) from None
+        except DatabaseError as error:
+            raise DataError(f"{self._what} {self.path} refuses that ({error.orig})") from None
+
+
+def append_only(table: Table) -> None:
+    """Triggers that refuse any change of a row, by whatever program."""
+    for verb in ("UPDATE", "DELETE"):
+        _on_create(
+            table,
+            f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} "
+            f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END",
+        )
+
+
+def _on_create(table: Table, statement: str) -> None:
+    def run(_table: Table, connection: Connection, **_: object) -> None:
+        connection.exec_driver_sql(statement)
+
+    event.listen(table, "after_create", run)
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(URL.create("sqlite", database=str(path)))
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours to say, below
+        for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", "foreign_keys = ON", "synchronous = FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise DataError(f"{path} cannot use SQLite's WAL mode (got '{mode}'): put it on a local disk")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Any) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

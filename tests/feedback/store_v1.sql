@@ -1,0 +1,51 @@
+BEGIN TRANSACTION;
+CREATE TABLE feedback (
+	seq INTEGER NOT NULL, 
+	id TEXT NOT NULL, 
+	kind TEXT NOT NULL, 
+	prompt_id TEXT NOT NULL, 
+	annotator TEXT NOT NULL, 
+	body TEXT NOT NULL, 
+	PRIMARY KEY (seq), 
+	UNIQUE (id)
+);
+INSERT INTO "feedback" VALUES(1,'r1','rating','p1','ann-1','{"annotator":"ann-1","answers":[{"sampler":"base-policy","sampling":{"temperature":1.0},"text":"It is on its way."}],"created_at":"2026-01-02T03:04:05.000000Z","group":"p1","id":"r1","messages":[{"content":"Where is my lamp?","role":"user"}],"prompt_id":"p1","rating":{"aspect":"overall","scale":"stars","value":4.0}}');
+INSERT INTO "feedback" VALUES(2,'r2','ranking','p1','ann-1','{"annotator":"ann-1","answers":[{"sampler":"base-policy","sampling":{"temperature":1.0},"text":"It is on its way."},{"sampler":"base-policy","sampling":{"temperature":1.0},"text":"Who knows?"}],"created_at":"2026-01-02T03:04:05.000000Z","group":"p1","id":"r2","messages":[{"content":"Where is my lamp?","role":"user"}],"prompt_id":"p1","ranking":{"ranks":[1,2]}}');
+INSERT INTO "feedback" VALUES(3,'r3','comment','p1','ann-1','{"annotator":"ann-1","answers":[{"sampler":"base-policy","sampling":{"temperature":1.0},"text":"Who knows?"}],"comment":{"text":"Rude."},"created_at":"2026-01-02T03:04:05.000000Z","group":"p1","id":"r3","messages":[{"content":"Where is my lamp?","role":"user"}],"prompt_id":"p1"}');
+CREATE TABLE schema_version (
+	version INTEGER NOT NULL, 
+	PRIMARY KEY (version)
+);
+INSERT INTO "schema_version" VALUES(1);
+CREATE TABLE snapshot_rows (
+	snapshot_id TEXT NOT NULL, 
+	seq INTEGER NOT NULL, 
+	PRIMARY KEY (snapshot_id, seq), 
+	FOREIGN KEY(snapshot_id) REFERENCES snapshots (id), 
+	FOREIGN KEY(seq) REFERENCES feedback (seq)
+)
+ WITHOUT ROWID
+
+;
+INSERT INTO "snapshot_rows" VALUES('first',1);
+INSERT INTO "snapshot_rows" VALUES('first',2);
+INSERT INTO "snapshot_rows" VALUES('first',3);
+CREATE TABLE snapshots (
+	id TEXT NOT NULL, 
+	sha256 TEXT NOT NULL, 
+	rows INTEGER NOT NULL, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "snapshots" VALUES('first','7de7fe497dc6704d0ce13662f64ec749079a8354fd2143dd7d388c6428c32f21',3);
+CREATE INDEX feedback_by_prompt ON feedback (prompt_id);
+CREATE INDEX feedback_by_annotator ON feedback (annotator);
+CREATE TRIGGER feedback_no_update BEFORE UPDATE ON feedback BEGIN SELECT RAISE(ABORT, 'feedback is append-only'); END;
+CREATE TRIGGER feedback_no_delete BEFORE DELETE ON feedback BEGIN SELECT RAISE(ABORT, 'feedback is append-only'); END;
+CREATE TRIGGER feedback_no_replace BEFORE INSERT ON feedback WHEN EXISTS (SELECT 1 FROM feedback WHERE (seq = NEW.seq) OR id = NEW.id) BEGIN SELECT RAISE(ABORT, 'feedback is append-only'); END;
+CREATE TRIGGER snapshots_no_update BEFORE UPDATE ON snapshots BEGIN SELECT RAISE(ABORT, 'snapshots is append-only'); END;
+CREATE TRIGGER snapshots_no_delete BEFORE DELETE ON snapshots BEGIN SELECT RAISE(ABORT, 'snapshots is append-only'); END;
+CREATE TRIGGER snapshots_no_replace BEFORE INSERT ON snapshots WHEN EXISTS (SELECT 1 FROM snapshots WHERE (id = NEW.id) OR id = NEW.id) BEGIN SELECT RAISE(ABORT, 'snapshots is append-only'); END;
+CREATE TRIGGER snapshot_rows_no_update BEFORE UPDATE ON snapshot_rows BEGIN SELECT RAISE(ABORT, 'snapshot_rows is append-only'); END;
+CREATE TRIGGER snapshot_rows_no_delete BEFORE DELETE ON snapshot_rows BEGIN SELECT RAISE(ABORT, 'snapshot_rows is append-only'); END;
+CREATE TRIGGER snapshot_rows_no_replace BEFORE INSERT ON snapshot_rows WHEN EXISTS (SELECT 1 FROM snapshot_rows WHERE (snapshot_id = NEW.snapshot_id AND seq = NEW.seq)) BEGIN SELECT RAISE(ABORT, 'snapshot_rows is append-only'); END;
+COMMIT;
