@@ -62,7 +62,7 @@ class Growth:
     at_most: int = ANY_NUMBER
     """Nodes that may still come in all."""
     told: Told = "fixed"
-    """`told` by a config; `untold`: an autoscaler is at work and nobody said with which limits; `fixed`: there is none."""
+    """`told` by a config; `untold`: an autoscaler is at work, its limits are not known; `fixed`: there is none."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def use_token() -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.dashboard").propagate = False  # its modules set levels of their own, and chat
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
@@ -178,7 +179,6 @@ def _ask_gcs(address: str) -> tuple[tuple[Node, ...], dict[str, Any] | None]:
     """Nodes as the head's control service knows them, and the node types where an autoscaler has reported them."""
     use_token()
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.exceptions import RayError
 
@@ -191,7 +191,7 @@ def _ask_gcs(address: str) -> tuple[tuple[Node, ...], dict[str, Any] | None]:
     with token_refusals_explained(address):
         try:
             status = get_cluster_status(gcs, timeout=ANSWER_S)
-            reported = _reported(GcsClient(gcs))
+            reported = _reported(gcs)
         except RayError as error:
             raise InfrastructureError(f"the Ray cluster at {address} does not answer: {error}") from None
     nodes = tuple(
@@ -206,13 +206,13 @@ def _ask_gcs(address: str) -> tuple[tuple[Node, ...], dict[str, Any] | None]:
     return nodes, reported
 
 
-def _reported(gcs: Any) -> dict[str, Any] | None:
+def _reported(gcs: str) -> dict[str, Any] | None:
     """The node types that an autoscaler wrote into the control service, in a launcher config's form."""
     import ray._raylet
     from ray.core.generated import autoscaler_pb2
 
     space, key = ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE, ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY
-    stored = gcs.internal_kv_get(key.encode(), namespace=space.encode(), timeout=ANSWER_S)
+    stored = ray._raylet.GcsClient(gcs).internal_kv_get(key.encode(), namespace=space.encode(), timeout=ANSWER_S)
     if not stored:
         return None
     groups = autoscaler_pb2.ClusterConfig.FromString(stored).node_group_configs
