@@ -28,6 +28,8 @@ class Ask:
     role: str
     count: int
     each: Amounts
+    needed: int | None = None
+    """How many of them the run cannot do without; by default all."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Row:
     """On nodes that are there and that somebody else uses."""
     missing: int = 0
     """Nowhere, however long one waits."""
+
+    @property
+    def placed(self) -> int:
+        """How many find a place, sooner or later."""
+        return self.now + self.grows + self.waits
 
     def __str__(self) -> str:
         places = {"now": self.now, "on nodes to come": self.grows, "once others are done": self.waits}
@@ -76,7 +83,8 @@ def plan(asks: Sequence[Ask], has: Sequence[Node], may_have: Growth) -> Plan:
         unplaced = ask.count - now - grows
         missing = min(unplaced, ask.count - sum(ever[ask.role]))
         rows.append(Row(ask, now=now, grows=grows, waits=unplaced - missing, missing=missing))
-    lacks = tuple(_lack(row, has, may_have) for row in rows if row.missing)
+    short = [row for row in rows if row.placed < (row.ask.count if row.ask.needed is None else row.ask.needed)]
+    lacks = tuple(_lack(row, has, may_have) for row in short)
     return Plan(tuple(rows), lacks, certain=may_have.told != "untold")
 
 
@@ -178,7 +186,7 @@ def _lack(row: Row, has: Sequence[Node], may_have: Growth) -> str:
     elif not any(_fits(each, kind) for kind in kinds):
         why = f"no node has {amounts(each)} together"
     else:
-        why = f"there is room for {row.ask.count - row.missing} of {row.ask.count}"
+        why = f"there is room for {row.placed} of {row.ask.count}"
     return f"{role}: {row.missing} of {row.ask.count} would wait for ever: {why}. {_way_out(row, short, may_have)}"
 
 
@@ -188,8 +196,8 @@ def _way_out(row: Row, short: Amounts, may_have: Growth) -> str:
         ways.append(f"set {GPU_KEYS[role]}=0 to run it on CPU")
     if any(name.startswith("rlhf_") for name in short):
         ways.append("set resources.pin_roles=false")
-    if not short and role in COUNT_KEYS and row.missing < row.ask.count:
-        ways.append(f"set {COUNT_KEYS[role]}={row.ask.count - row.missing}")
+    if not short and role in COUNT_KEYS and row.placed:
+        ways.append(f"set {COUNT_KEYS[role]}={row.placed}")
     if may_have.told == "told":
         ways.append("let the cluster have more or larger nodes (max_workers, maxReplicas)")
     else:

@@ -104,6 +104,12 @@ def test_too_many_are_told_how_many_there_is_room_for() -> None:
     assert "rollout.generators=2" in lack
 
 
+def test_those_that_a_run_can_do_without_are_no_reason_to_refuse_it() -> None:
+    for needed, lacks in ((2, 0), (3, 1)):
+        some = Ask("generator", 5, {"CPU": 1.0, "GPU": 1.0}, needed=needed)
+        assert len(plan([some], [node(CPU=8, GPU=2)], may_have()).lacks) == lacks
+
+
 def test_a_pinned_role_without_its_group_is_told_so() -> None:
     config = load_config(None, ["resources.pin_roles=true"])
     lacks = plan(asks_of(config), [node(CPU=8, rlhf_generator=1, rlhf_scorer=1)], may_have()).lacks
