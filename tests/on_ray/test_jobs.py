@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -89,26 +90,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         yield found
     finally:
         print({command: f"{seconds:.1f} s" for command, seconds in found.took.items()})
-        end_all(head.pid)
+        end_all(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def wait_for_nodes(cluster: RayCluster, head: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while "1 now" not in cluster.rlhf("plan", "--address", cluster.dashboard).stdout:
+    """Until the dashboard answers at all, cheaply, and then until it knows its node."""
+    deadline = time.monotonic() + 180
+    ready = False
+    while not ready:
         log = (cluster.folder / "head.log").read_text()
         assert head.poll() is None, log
         assert time.monotonic() < deadline, log
         time.sleep(1)
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", cluster.ports["dashboard-port"])) == 0:
+                ready = "1 now" in cluster.rlhf("plan", "--address", cluster.dashboard).stdout
 
 
-def end_all(pid: int) -> None:
-    """Ends a process that we started with all that came of it."""
-    try:
-        parent = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    family = [parent, *parent.children(recursive=True)]
-    parent.terminate()
+def end_all(folder: Path) -> None:
+    """Ends every process of the Ray that lives in a folder of ours; a head that failed to start leaves some."""
+    family = [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+    for process in family:
+        process.terminate()
     _, alive = psutil.wait_procs(family, timeout=20)
     for process in alive:
         process.kill()
