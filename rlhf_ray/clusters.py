@@ -144,12 +144,17 @@ def knock(host: str, port: int, name: str) -> None:
 @contextlib.contextmanager
 def token_refusals_explained(name: str) -> Iterator[None]:
     """Turns Ray's several ways to refuse a token into one sentence with the way out."""
-    from ray.exceptions import AuthenticationError
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    from ray.exceptions import AuthenticationError, RayError
 
     try:
         yield
-    except AuthenticationError as error:
-        wrong = "invalid or incorrect" in str(error)
+    except RayError as error:
+        # the dashboard tells a wrong token from none, the control service does not
+        by_control_service = "InvalidAuthToken" in str(error)
+        if not isinstance(error, AuthenticationError) and not by_control_service:
+            raise
+        wrong = "invalid or incorrect" in str(error) or (by_control_service and is_token_auth_enabled())
         told = "refuses the token that it was shown" if wrong else "asks for a token, and none was shown"
         raise ConfigError(f"the Ray cluster at {name} {told}: {TOKEN_HELP}") from None
 
@@ -188,12 +193,12 @@ def _ask_gcs(address: str) -> tuple[tuple[Node, ...], dict[str, Any] | None]:
         raise InfrastructureError(f"no Ray is found at resources.address={address}: {error}") from None
     host, _, port = gcs.rpartition(":")
     knock(host, int(port), f"resources.address={address}")
-    with token_refusals_explained(address):
-        try:
+    try:
+        with token_refusals_explained(address):
             status = get_cluster_status(gcs, timeout=ANSWER_S)
             reported = _reported(gcs)
-        except RayError as error:
-            raise InfrastructureError(f"the Ray cluster at {address} does not answer: {error}") from None
+    except RayError as error:
+        raise InfrastructureError(f"the Ray cluster at {address} does not answer: {error}") from None
     nodes = tuple(
         Node(
             # a node that no autoscaler made is a type of its own

@@ -127,3 +127,16 @@ def test_a_missing_and_a_wrong_token_are_told_apart() -> None:
             token_refusals_explained("here"),
         ):
             raise AuthenticationError(cause)
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, "refuses the token"), (False, "none was shown")])
+def test_the_control_service_refuses_in_words_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool, told: str
+) -> None:
+    from ray.exceptions import RaySystemError
+
+    monkeypatch.setattr("ray._private.authentication.authentication_utils.is_token_auth_enabled", lambda: enabled)
+    with pytest.raises(ConfigError, match=told), token_refusals_explained("here"):
+        raise RaySystemError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect.")
+    with pytest.raises(RaySystemError), token_refusals_explained("here"):
+        raise RaySystemError("RPC error: Deadline Exceeded")
