@@ -246,6 +246,10 @@ class ResourcesConfig(Section):
 
     address: str | None = None
     """A Ray cluster to join (`auto`, `host:port`); without it a local one is started for the run."""
+    cluster: Path | None = None
+    """The cluster's own config (launcher YAML or KubeRay manifest), which says what it may grow to."""
+    pin_roles: bool = False
+    """Ask for a seat of the role's own name besides (`rlhf_generator`), which the node groups in `cluster/` declare."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads for each role; 0: all cores, for in a synchronous step one role works at a time."""
     generator_gpus: Annotated[float, Field(ge=0)] = 0

@@ -4,10 +4,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,9 @@ FLOORS = {"ray": (2, 59, 1), "torch": (2, 10), "transformers": (5, 3)}
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 MEMORY_GIB = 8.0
 DISK_GIB = 2.0
+TOKEN_REMEDY = (
+    "start it again with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one) and --dashboard-host 127.0.0.1"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Finding:
         return f"{self.level:<8}{self.what}{remedy}"
 
 
+@dataclass(frozen=True)
+class Dashboard:
+    """A Ray dashboard that runs here, and whether it asks for a token.
+
+    Example: `Dashboard("127.0.0.1", "8265", "token")`
+    """
+
+    host: str
+    port: str
+    auth_mode: str
+
+
 def diagnose(runs: Path = Path("runs")) -> list[Finding]:
     """Every finding about this machine, the good ones too."""
     return [
@@ -48,6 +64,7 @@ def diagnose(runs: Path = Path("runs")) -> list[Finding]:
         check_memory(_memory_gib()),
         check_cores(len(os.sched_getaffinity(0))),
         check_disk(runs),
+        *check_dashboards(_dashboards()),
     ]
 
 
@@ -120,6 +137,21 @@ def check_disk(runs: Path) -> Finding:
     return Finding("warning", f"{free:.1f} GiB free for runs in {runs}", "make room, or set run.root to another disk")
 
 
+def check_dashboards(dashboards: Iterable[Dashboard]) -> Iterator[Finding]:
+    """Whether a Ray on this machine asks for a token; where it does not, who reaches its ports can run anything."""
+    for dashboard in dashboards:
+        what = f"Ray's dashboard at {dashboard.host}:{dashboard.port}"
+        if dashboard.auth_mode == "token":
+            yield Finding("ok", f"{what} asks for a token")
+        elif _is_loopback(dashboard.host):
+            # its other ports are on every interface all the same
+            yield Finding("warning", f"{what} asks for no token, nor do Ray's other ports", TOKEN_REMEDY)
+        else:
+            yield Finding(
+                "error", f"{what} is open and asks for no token: who reaches it runs what they like", TOKEN_REMEDY
+            )
+
+
 def installed_version(name: str) -> str | None:
     """The version of an installed package, without importing it."""
     try:
@@ -136,6 +168,32 @@ def _numbers(release: str) -> tuple[int, ...]:
 def _build(release: str) -> str:
     """What follows the plus: `cpu`, `cu130`, or nothing for the ordinary index's build."""
     return release.partition("+")[2]
+
+
+def _dashboards(processes: Path = Path("/proc")) -> Iterator[Dashboard]:
+    """Of Ray's running dashboards those that this user may look into."""
+    for folder in processes.glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if not any(argument.endswith("ray/dashboard/dashboard.py") for argument in arguments):
+                continue
+            environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile, or is another user's
+            continue
+        flags = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        variables = dict(line.split("=", 1) for line in environment if "=" in line)
+        yield Dashboard(
+            flags.get("--host", "127.0.0.1"),
+            flags.get("--port", "8265"),
+            variables.get("RAY_AUTH_MODE", "disabled").lower(),
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _memory_gib() -> float:

@@ -91,3 +91,21 @@ def test_every_key_is_documented() -> None:
     sections = [schema, *schema["$defs"].values()]
     assert len(list(known_keys())) > 80
     assert all(section.get("description") for section in sections)
+
+
+JOBS = Path(__file__).parent.parent / "deployments" / "jobs"
+NEEDS = {"hh": ["data.path=/d"], "gpu": ["data.path=/d", "model.path=/m"]}
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_run_configs_that_are_shipped_are_valid_and_named_for_their_files(path: Path) -> None:
+    assert load_config(path, NEEDS.get(path.stem, [])).run.id == path.stem
+
+
+def test_there_is_a_run_config_for_each_size_of_machine() -> None:
+    assert {path.stem for path in JOBS.glob("*.yaml")} >= {"laptop", "hh", "gpu", "cluster"}
+
+
+def test_on_the_gpu_box_the_roles_share_the_one_gpu() -> None:
+    resources = load_config(JOBS / "gpu.yaml", NEEDS["gpu"]).resources
+    assert 0 < resources.generator_gpus + resources.learner_gpus + resources.scorer_gpus <= 1

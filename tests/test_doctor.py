@@ -9,8 +9,11 @@ import pytest
 
 from rlhf_ray.doctor import (
     FLOORS,
+    Dashboard,
     Finding,
+    _dashboards,
     check_cores,
+    check_dashboards,
     check_disk,
     check_memory,
     check_packages,
@@ -80,6 +83,39 @@ def test_little_memory_one_core_and_a_full_disk_are_warnings(tmp_path: Path, mon
     assert check_cores(1).level == "warning"
     monkeypatch.setattr("rlhf_ray.doctor.DISK_GIB", 1e9)
     assert check_disk(tmp_path / "not" / "made" / "yet").level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "level"),
+    [
+        (Dashboard("0.0.0.0", "8265", "disabled"), "error"),
+        (Dashboard("192.0.2.7", "8265", "disabled"), "error"),
+        (Dashboard("::", "8265", "disabled"), "error"),
+        (Dashboard("127.0.0.1", "8265", "disabled"), "warning"),
+        (Dashboard("localhost", "8265", "disabled"), "warning"),
+        (Dashboard("0.0.0.0", "8265", "token"), "ok"),
+    ],
+)
+def test_a_ray_that_asks_for_no_token_is_found(dashboard: Dashboard, level: str) -> None:
+    (finding,) = check_dashboards([dashboard])
+    assert finding.level == level
+    assert ("RAY_AUTH_MODE=token" in finding.remedy) == (level != "ok")
+
+
+def process(folder: Path, pid: int, arguments: list[str], environment: list[str]) -> None:
+    (folder / str(pid)).mkdir()
+    (folder / str(pid) / "cmdline").write_text("\0".join(arguments))
+    (folder / str(pid) / "environ").write_text("\0".join(environment))
+
+
+def test_running_dashboards_are_read_with_their_own_environment(tmp_path: Path) -> None:
+    script = "/site-packages/ray/dashboard/dashboard.py"
+    process(tmp_path, 1, ["python", "-u", script, "--host=0.0.0.0", "--port=8265"], ["RAY_AUTH_MODE=token", "A=b=c"])
+    process(tmp_path, 2, ["python", script, "--host=0.0.0.0", "--port=9265"], ["HOME=/root"])
+    process(tmp_path, 3, ["vim", "dashboard.py"], [])
+    (tmp_path / "4").mkdir()  # it ended while it was looked at
+    found = sorted(_dashboards(tmp_path), key=lambda dashboard: dashboard.port)
+    assert found == [Dashboard("0.0.0.0", "8265", "token"), Dashboard("0.0.0.0", "9265", "disabled")]
 
 
 def test_a_finding_prints_as_one_line_with_its_remedy() -> None:

@@ -27,6 +27,7 @@ FLOORS = {
     "serving": 6,
     "jobs": 6,
     "plan": 6,
+    "clusters": 6,
     "doctor": 6,
     "client": 6,
     "cli": 7,

@@ -1,4 +1,4 @@
-"""Where roles run: the one file that knows Ray's resources, environments and restart rules.
+"""Where roles run: the one file that tells Ray their resources (counted in `seats.py`), environments and restart rules.
 
 | role      | CPUs | GPUs                       | after a death                                |
 |-----------|------|----------------------------|----------------------------------------------|
@@ -7,6 +7,7 @@
 | learner   | 1    | `resources.learner_gpus`   | the same                                     |
 
 A CPU here is a seat, not a core: in a synchronous step one role works at a time and has all threads to itself.
+With `resources.pin_roles` a role asks for a seat of its own name besides, which only the nodes of its group have.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import ray
 import torch
 
-from rlhf_ray.config import Config, ResourcesConfig
+from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.roles.actors import GeneratorActor, LearnerActor, ScorerActor
@@ -33,11 +34,11 @@ from rlhf_ray.roles.generator import Engine
 from rlhf_ray.roles.groups import GeneratorGroup, Group, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.scorer import Scoring
+from rlhf_ray.roles.seats import SEATS, RoleName, head_count, needs
 from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
 
 _G = TypeVar("_G", bound=Group)
-RoleName = Literal["generator", "scorer", "learner"]
 CONNECT_S = 30
 
 
@@ -118,9 +119,11 @@ class Placement:
     def options(self, role: RoleName, *, actor: bool = True) -> dict[str, Any]:
         """What Ray is told about a role."""
         restarts: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0} if actor else {"max_retries": 0}
+        asked = needs(self.config.resources, role)
         return {
-            "num_cpus": 1,
-            "num_gpus": _gpus(self.config.resources, role),
+            "num_cpus": asked.pop("CPU"),
+            "num_gpus": asked.pop("GPU"),
+            "resources": asked,
             "runtime_env": {"env_vars": _environment(self.threads)},
             **restarts,
         }
@@ -169,6 +172,7 @@ def start_ray(config: Config) -> Placement:
     ray.init(
         address="local",
         num_cpus=max(seats, _cores()),
+        resources=_seats_here(config),
         include_dashboard=False,
         log_to_driver=False,  # vLLM's chatter stays in Ray's log folder; progress comes by `run_task`
         logging_level=logging.ERROR,
@@ -177,12 +181,7 @@ def start_ray(config: Config) -> Placement:
 
 
 def _check_gpus(config: Config) -> None:
-    resources = config.resources
-    wanted = (
-        resources.generator_gpus * config.rollout.generators
-        + resources.scorer_gpus * resources.scorers
-        + resources.learner_gpus
-    )
+    wanted = sum(count * needs(config.resources, role)["GPU"] for role, count in head_count(config).items())
     there = torch.cuda.device_count()
     if wanted > there:
         raise ConfigError(
@@ -225,12 +224,11 @@ def _refusal(address: str) -> str | None:
     return None
 
 
-def _gpus(resources: ResourcesConfig, role: RoleName) -> float:
-    return {
-        "generator": resources.generator_gpus,
-        "scorer": resources.scorer_gpus,
-        "learner": resources.learner_gpus,
-    }[role]
+def _seats_here(config: Config) -> dict[str, float]:
+    """A seat for each pinned role; this machine is every group at once."""
+    if not config.resources.pin_roles:
+        return {}
+    return {SEATS[role]: float(count + 1) for role, count in head_count(config).items()}
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ import pytest
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.roles.placement import Placement, start_ray
+from rlhf_ray.roles.seats import SEATS
 
 
 def test_more_gpus_than_there_are_is_refused_before_ray_starts() -> None:
@@ -25,3 +26,10 @@ def test_a_dead_role_is_not_started_again_behind_the_runs_back() -> None:
     placement = Placement(load_config(), started=True)
     assert placement.options("generator")["max_restarts"] == 0
     assert placement.options("learner", actor=False)["max_retries"] == 0
+
+
+def test_a_pinned_role_asks_for_a_seat_of_its_own_name_and_others_for_none() -> None:
+    pinned = Placement(load_config(None, ["resources.pin_roles=true", "resources.threads=1"]), started=True)
+    free = Placement(load_config(None, ["resources.threads=1"]), started=True)
+    assert [pinned.options(role)["resources"] for role in SEATS] == [{name: 1.0} for name in SEATS.values()]
+    assert [free.options(role)["resources"] for role in SEATS] == [{}, {}, {}]
