@@ -279,6 +279,17 @@ def test_without_a_hand_off_of_its_own_a_newcomer_waits_for_the_next_one_to_all(
     assert group.census()["rollout/joined"] == 1
 
 
+def test_one_that_came_between_two_batches_takes_part_in_the_hand_over_to_all(
+    make_group: Any, fake_ray: FakeRay
+) -> None:
+    group = make_group(2, 1, generator_1=2.5)
+    handoff, learner = hand_off(group)
+    fake_ray.now = 3.0
+    handoff.publish(1)
+    assert set(group.fleet.fit) == {"generator-0", "generator-1"}
+    assert learner.events == ["push"]
+
+
 def test_one_that_dies_under_the_hand_off_is_left_out_and_the_others_are_released(
     make_group: Any, fake_ray: FakeRay
 ) -> None:
@@ -324,11 +335,12 @@ def test_a_slot_whose_starts_fail_three_times_stays_empty_and_the_others_go_on(
 
 
 def test_a_minimum_that_can_no_longer_be_reached_is_not_waited_for(make_group: Any, fake_ray: FakeRay) -> None:
-    group = make_group(2)
-    fake_ray.handles["generator-1"].dies_at = ["generate"]
-    fake_ray.starts |= {f"generator-1.{n}": ActorFailed("bad node") for n in (2, 3, 4)}
+    group = make_group(3)
+    for name in ("generator-1", "generator-2"):
+        fake_ray.handles[name].dies_at = ["generate"]
+    fake_ray.starts |= {f"generator-1.{n}": ActorFailed("bad node") for n in (2, 3, 4)} | {"generator-2.2": 10_000.0}
     with pytest.raises(ActorLost, match="generator-1 on"):
-        group.generate(some_requests(2), Sampling())
+        group.generate(some_requests(3), Sampling())
     assert fake_ray.now < 10
 
 
