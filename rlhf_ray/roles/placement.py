@@ -37,7 +37,7 @@ from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
 
 AnyGroup = Group | GeneratorGroup
-_G = TypeVar("_G", Group, ScorerGroup, LearnerGroup, GeneratorGroup)
+_G = TypeVar("_G", bound=AnyGroup)
 RoleName = Literal["generator", "scorer", "learner"]
 CONNECT_S = 30
 
