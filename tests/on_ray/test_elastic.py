@@ -78,9 +78,9 @@ class FakeCloud:
                 "head_node_id": HEAD,
                 **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
             },
-            "head_node_type": "head",
+            "head_node_type": "ray.head.default",
             "available_node_types": {
-                "head": {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0},
+                "ray.head.default": {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0},
                 "generators": {**worker, "min_workers": 0},
             },
         }
