@@ -175,6 +175,7 @@ class Fleet:
 
 
 def _why(error: InfrastructureError) -> str:
-    """An error's one line that says most: Ray's reason for a death, or the first line there is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("The actor is dead because")), lines[0])[:200]
+    """The line of an error that says most: Ray's reason for a death, or how a traceback ends."""
+    told = str(error).partition("; the same command")[0].splitlines()
+    lines = [line.strip() for line in told if line.strip() and not line.startswith("Its last words")]
+    return next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])[:200].rstrip(".")

@@ -135,8 +135,8 @@ def test_with_a_fixed_map_the_successor_of_a_dead_generator_gets_the_same_share_
     assert seeds == {"generator-0": [[0, 2, 4]], "generator-1": [[1, 3, 5]], "generator-1.2": [[1, 3, 5]]}
     assert group.census()["rollout/retried"] == 3
     assert said.of("lost") == [
-        "lost generator-1 on node-of-generator-1: generator-1 on node-of-generator-1 failed while it was generating 3 "
-        "rollouts:; asked for generator-1.2 instead"
+        "lost generator-1 on node-of-generator-1: The actor died unexpectedly before finishing this task; "
+        "asked for generator-1.2 instead"
     ]
 
 
