@@ -178,4 +178,8 @@ def _why(error: InfrastructureError) -> str:
     """The line of an error that says most: Ray's reason for a death, or how a traceback ends."""
     told = str(error).partition("; the same command")[0].splitlines()
     lines = [line.strip() for line in told if line.strip() and not line.startswith("Its last words")]
-    return next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])[:200].rstrip(".")
+    return (
+        next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])
+        .partition(". ")[0]
+        .rstrip(".")
+    )

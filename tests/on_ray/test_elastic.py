@@ -206,6 +206,7 @@ def tell(cloud: FakeCloud, folder: Path) -> dict[str, Any]:
     times: dict[str, float] = {}
     wait_for(lambda: run.process.poll() is not None or cloud.added_nodes(), run, seconds=400)
     times["first node there"] = run.seconds()
+    assert run.find("^== ppo"), run.log()  # no node before the run asked for generators
     times["joined"], joined = wait_for(lambda: run.find(r"(\S+) joined on .* pid (\d+)\)"), run, seconds=400)
     raylet = parent_of(int(joined[2]))
     node = next(node for node, pid in cloud.added_nodes().items() if pid == raylet)
@@ -234,9 +235,8 @@ def test_a_run_ends_whole_though_nodes_come_and_one_is_taken_away_in_the_middle_
     assert json.loads((story["folder"] / "summary.json").read_text())["rollouts"] == STEPS * PROMPTS
 
 
-def test_it_began_with_one_generator_and_rollouts_of_added_nodes_were_trained_on(story: Any) -> None:
+def test_rollouts_of_added_nodes_were_trained_on(story: Any) -> None:
     rows = story["rows"]
-    assert (rows[0]["rollout/generators"], rows[0]["rollout/share_max"]) == (1, 1)
     assert sum(row["rollout/joined"] for row in rows) >= 1
     assert min(row["rollout/share_max"] for row in rows) < 1
     assert max(row["rollout/generators"] for row in rows) >= 2
