@@ -171,7 +171,10 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Count = 64
     generators: Count = 1
-    """vLLM engines, each an actor of its own."""
+    """vLLM engines, each an actor of its own: so many are wanted, and asked for at once."""
+    min_generators: Count | None = None
+    """Engines that the run starts with and does not go on without; the others join when their nodes come. By default
+    all of them, and then each rollout has its fixed engine."""
     tolerance: Positive = 1e-4
     """Nats by which an engine's log-prob may differ from the learner's for the same weights; float32 holds 1e-4."""
     max_staleness: Literal[0] = 0
@@ -299,6 +302,14 @@ class Config(Section):
             raise ValueError(
                 f"rollout.max_tokens={self.rollout.max_tokens} leaves no room for a prompt "
                 f"in model.context={self.model.context}"
+            )
+        minimum, wanted = self.rollout.min_generators, self.rollout.generators
+        if minimum is not None and minimum > wanted:
+            raise ValueError(f"rollout.min_generators={minimum} are more than rollout.generators={wanted}")
+        if minimum is not None and minimum < wanted and self.deterministic:
+            raise ValueError(
+                f"rollout.min_generators={minimum} shares rollouts out by load, and deterministic gives each its fixed "
+                "generator: leave one of the two out"
             )
         if self.ppo.kl.target is not None and self.ppo.kl.coef == 0:
             raise ValueError("ppo.kl.coef=0 cannot be adapted to ppo.kl.target: give it a value to start from")

@@ -66,6 +66,10 @@ class ActorFailed(InfrastructureError):
     """An actor raised or died; the message carries its own traceback, its name and its node."""
 
 
+class ActorLost(ActorFailed):
+    """An actor's process or node is gone, with whatever it was at; another may do that again."""
+
+
 class WeightsMismatch(InfrastructureError):
     """A generator does not hold the learner's weights: hash or log-prob probe disagree."""
 

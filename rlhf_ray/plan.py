@@ -104,7 +104,10 @@ def require_room(config: Config, *, address: str | None = None) -> Plan:
 
 def asks_of(config: Config) -> list[Ask]:
     """What the roles of a run ask for at their busiest."""
-    return [Ask(role, count, needs(config.resources, role)) for role, count in head_count(config).items()]
+    needed = {"generator": config.rollout.min_generators}
+    return [
+        Ask(role, count, needs(config.resources, role), needed.get(role)) for role, count in head_count(config).items()
+    ]
 
 
 def amounts(each: Mapping[str, float]) -> str:

@@ -53,11 +53,20 @@ def test_an_unknown_key_names_the_nearest_known_one(wrong: str, near: str) -> No
         ("data.prompts=100", "data.held_out"),
         ("ppo.advantage=magic", "ppo.advantage"),
         ("seed={", "not YAML"),
+        ("rollout.min_generators=2", "rollout.min_generators=2 are more than rollout.generators=1"),
     ],
 )
 def test_an_impossible_value_is_named(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(None, [override])
+
+
+def test_a_fixed_map_of_rollouts_to_generators_needs_all_of_them() -> None:
+    few = ["rollout.generators=3", "rollout.min_generators=1"]
+    assert load_config(None, few).rollout.min_generators == 1
+    with pytest.raises(ConfigError, match=r"rollout\.min_generators=1 shares rollouts out by load"):
+        load_config(None, [*few, "deterministic=true"])
+    load_config(None, [*few, "rollout.min_generators=3", "deterministic=true"])
 
 
 def test_an_override_of_one_field_leaves_the_other_defaults_of_its_section_alone() -> None:

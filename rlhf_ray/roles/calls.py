@@ -1,23 +1,37 @@
 """Waiting for remote calls, with a deadline: the one place where a driver waits for another process.
 
 The first failure wins at once and reaches the user with the failing actor's name, node and own traceback. An error
-of this project's own classes (`errors.py`) comes back as itself, so that its exit code holds across processes.
+of this project's own classes (`errors.py`) comes back as itself, so that its exit code holds across processes. Where
+an actor's death is not the end of the run, `gather` hands it to `on_lost` and `Calls` tells of it like of an answer.
 """
 
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from rlhf_ray.errors import ActorFailed, DeadlineExceeded, InputError, RunFailed
+from rlhf_ray.errors import ActorFailed, ActorLost, DeadlineExceeded, InfrastructureError, InputError, RunFailed
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOGS = "/tmp/ray/session_latest/logs on its node"
 _SHOWN_LATE = 5
 """Late actors named in a message; with hundreds of them the first few are enough."""
+
+
+_GONE = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)
+"""What Ray says of a process that is no more, or of an answer that went down with its node."""
 
 
 class Line(NamedTuple):
@@ -32,13 +46,74 @@ class Done(NamedTuple):
     value: Any
 
 
+class Outcome(NamedTuple):
+    """How an actor's call ended."""
+
+    name: str
+    value: Any = None
+    error: InfrastructureError | None = None
+    """`ActorLost` or `DeadlineExceeded` where the actor may be dead; any other `ActorFailed` where it raised."""
+
+
+class _Call(NamedTuple):
+    name: str
+    node: str | None
+    doing: str
+    deadline_s: float
+    end: float
+
+
+class Calls:
+    """Calls under way, at most one an actor, each with its own deadline; told of one by one as they end."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Any, _Call] = {}
+
+    def add(
+        self, name: str, ref: ray.ObjectRef, *, doing: str, node: str | None = None, deadline_s: float = math.inf
+    ) -> None:
+        """Waits for this one too; `doing` completes "<actor> was ..."."""
+        self._waiting[ref] = _Call(name, node, doing, deadline_s, time.monotonic() + deadline_s)
+
+    def next(self, *, until: float = math.inf) -> Outcome | None:
+        """The next call that ends or misses its deadline; None where none will before the clock reaches `until`."""
+        end = min(until, *(call.end for call in self._waiting.values()), math.inf)
+        assert end < math.inf, "a wait without a deadline"
+        ready, _ = ray.wait(list(self._waiting), timeout=max(0.0, end - time.monotonic())) if self._waiting else ([], 0)
+        if not ready:
+            late = [ref for ref, call in self._waiting.items() if call.end <= end]
+            if not late:
+                return None
+            call = self._waiting.pop(late[0])
+            cancel(late[:1])
+            nodes = {call.name: call.node} if call.node else {}
+            return Outcome(call.name, error=_late([call.name], nodes, deadline_s=call.deadline_s, doing=call.doing))
+        call = self._waiting.pop(ready[0])
+        try:
+            return Outcome(call.name, _answer(ready[0], call.name, call.node, doing=call.doing))
+        except ActorFailed as error:
+            return Outcome(call.name, error=error)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Calls off what these actors were asked for; what they still answer is ignored."""
+        for ref in [ref for ref, call in self._waiting.items() if call.name in names]:
+            del self._waiting[ref]
+            cancel([ref])
+
+
 def gather(
-    calls: Mapping[str, ray.ObjectRef], *, deadline_s: float, doing: str, nodes: Mapping[str, str] | None = None
+    calls: Mapping[str, ray.ObjectRef],
+    *,
+    deadline_s: float,
+    doing: str,
+    nodes: Mapping[str, str] | None = None,
+    on_lost: Callable[[str, InfrastructureError], None] | None = None,
 ) -> dict[str, Any]:
     """Every call's answer by the name of the actor that gave it, or an error within `deadline_s`.
 
     `doing` completes "<actor> was ..."; `nodes` says where the actors live. Raises `ActorFailed` for the first call
-    that fails, `DeadlineExceeded` for those that did not answer; what is still under way is cancelled.
+    that fails, `DeadlineExceeded` for those that did not answer; what is still under way is cancelled. With `on_lost`
+    actors that are gone or late are handed to it instead, and are missing from the answers.
     """
     nodes = nodes or {}
     end = time.monotonic() + deadline_s
@@ -48,13 +123,22 @@ def gather(
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
             if not ready:
-                raise _late(list(waiting.values()), nodes, deadline_s=deadline_s, doing=doing)
+                if on_lost is None:
+                    raise _late(list(waiting.values()), nodes, deadline_s=deadline_s, doing=doing)
+                for name in waiting.values():
+                    on_lost(name, _late([name], nodes, deadline_s=deadline_s, doing=doing))
+                break
             for ref in ready:
                 name = waiting.pop(ref)
-                answers[name] = _answer(ref, name, nodes.get(name), doing=doing)
+                try:
+                    answers[name] = _answer(ref, name, nodes.get(name), doing=doing)
+                except ActorLost as error:
+                    if on_lost is None:
+                        raise
+                    on_lost(name, error)
     finally:
         cancel(waiting)
-    return {name: answers[name] for name in calls}
+    return {name: answers[name] for name in calls if name in answers}
 
 
 def stream(
@@ -96,7 +180,10 @@ def _answer(ref: ray.ObjectRef, name: str, node: str | None, *, doing: str) -> A
         told = _COLOUR.sub("", str(error))
         if cause is None:  # no traceback: the process is gone, and its last words are in a file
             told += f"\nIts last words, if any, are in {_LOGS}, in the .err file of its pid."
-        raise ActorFailed(f"{name}{where} failed while it was {doing}:\n{told}") from None
+        raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
+        lost = isinstance(error, _GONE) and not raised  # what a task raised is an instance of its cause's class, too
+        failure = ActorLost if lost else ActorFailed
+        raise failure(f"{name}{where} failed while it was {doing}:\n{told}") from None
 
 
 def _late(names: list[str], nodes: Mapping[str, str], *, deadline_s: float, doing: str) -> DeadlineExceeded:

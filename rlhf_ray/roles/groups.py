@@ -1,20 +1,33 @@
-"""The driver's ends of the roles: blocking, typed methods over the actors of one role, each with a deadline."""
+"""The driver's ends of the roles: blocking, typed methods over the actors of one role, each with a deadline.
 
-from collections.abc import Mapping, Sequence
+Generators may come and go while a run goes on (`fleet.py` keeps them, `shares.py` the work). What holds throughout:
+
+- A rollout is asked for by its id and its seed, which derive from run, step, prompt and sample. So what goes down with
+  a generator is asked for again, from another, as the very same request.
+- Each call's answer must be exactly the rollouts that it asked for, of the weights step that is wanted. An answer is
+  taken from the call that is waited for; whatever a dropped actor still says reaches no one. So none is lost, none is
+  doubled, none is stale.
+- A newcomer samples only once the hand-off has brought it to the wanted weights and verified that, by the same rule as
+  for all (`GeneratorGroup.refit`): in the middle of a batch on its own, between two with the others.
+- With `rollout.min_generators` left out there is a fixed map of requests to generators. A lost one is waited for, and
+  its successor gets the same share whole, so the batch is the same batch. With fewer, small shares go to whoever is
+  idle.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
-from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.roles.calls import gather
+from rlhf_ray.roles.fleet import Ask, Fleet
 from rlhf_ray.roles.generator import Sampled
-from rlhf_ray.roles.weights import PushedWeights
+from rlhf_ray.roles.shares import Work, fixed_shares, free_shares
+from rlhf_ray.roles.weights import PushedWeights, WeightsSinks
 from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling, WeightsReceipt
-
-WAVE = 1024
-"""Requests of one call to one generator, so that a call's deadline means the same for any number of requests."""
 
 
 class Group:
@@ -26,62 +39,151 @@ class Group:
         self.nodes: dict[str, str] = {}
         """Where each actor lives; known once it is ready."""
 
+    def close(self) -> None:
+        """Ends the actors and frees what they hold."""
+        for actor in self.actors.values():
+            ray.kill(actor)
+
     def _gather(self, calls: Mapping[str, ray.ObjectRef], doing: str) -> dict[str, Any]:
         return gather(calls, deadline_s=self.deadline_s, doing=doing, nodes=self.nodes)
 
 
-class GeneratorGroup(Group):
-    """All generators as one; `weights.WeightsSinks`."""
+class Refit(Protocol):
+    """`weights.WeightsHandoff.publish`."""
 
-    weights_step: int | None = None
-    """What was released last; once there is one, rollouts of any other step are refused."""
+    def __call__(self, weights_step: int, *, to: WeightsSinks) -> object:
+        """Brings some generators to the weights of this step, verified."""
+
+
+class GeneratorGroup:
+    """All generators as one; `weights.WeightsSinks`. `ask` asks Ray for an actor by name."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        wanted: int,
+        minimum: int | None = None,
+        deadline_s: float,
+        start_deadline_s: float = 300.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.fleet = Fleet(ask, wanted=wanted, minimum=minimum, start_deadline_s=start_deadline_s, say=say)
+        self.deadline_s = deadline_s
+        self.weights_step: int | None = None
+        """What was released last; once there is one, rollouts of any other step are refused."""
+        self.refit: Refit | None = None
+        """How one that comes late is brought to the weights; without it, it waits for the next hand-over to all."""
+        self._sampled: Counter[str] = Counter()
+        self._retried = 0
+
+    @property
+    def actors(self) -> Mapping[str, Any]:
+        """All that were asked for and are not lost, by name."""
+        return self.fleet.actors
+
+    @property
+    def nodes(self) -> Mapping[str, str]:
+        """Where each ready one lives."""
+        return self.fleet.nodes
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        """A rollout for each request, in their order.
-
-        Request i goes to generator i modulo their number, whatever the load, so that a redone batch is the same batch.
-        """
-        rollouts: list[Rollout] = []
-        wave = WAVE * len(self.actors)
-        for start in range(0, len(requests), wave):
-            rollouts += self._wave(requests[start : start + wave], sampling)
-        return rollouts
+        """A rollout for each request, in their order, whoever is lost or comes meanwhile."""
+        shares = fixed_shares if self.fleet.minimum == self.fleet.wanted else free_shares
+        work = Work(requests, shares(requests, self.fleet.wanted))
+        try:
+            while not work.done:
+                self._refit_newcomers()
+                self._hand_out(work, sampling)
+                self._take_in(work)
+        finally:
+            self.fleet.calls.forget(work.given)
+        self._sampled, self._retried = work.sampled, work.retried
+        return work.rollouts
 
     def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        """Every generator loads what the learner pushed; none may sample until `release`."""
-        calls = {name: actor.load_weights.remote(pushed.handle) for name, actor in self.actors.items()}
-        return self._gather(calls, f"loading weights of step {pushed.weights_step}")
+        """Every generator that is ready loads what the learner pushed; none may sample until `release`."""
+        self.fleet.look()
+        return _Some(self, self.nodes).load_weights(pushed)
 
     def probe(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
     ) -> dict[str, list[Sampled]]:
         """Every generator's responses to every prompt, whether it may sample or not."""
-        calls = {name: actor.probe.remote(prompts, sampling, seeds=seeds) for name, actor in self.actors.items()}
-        return self._gather(calls, f"answering {len(prompts)} probes")
+        return _Some(self, self.nodes).probe(prompts, sampling, seeds=seeds)
 
     def release(self, weights_step: int) -> None:
         """Lets every generator sample with this step's weights."""
-        calls = {name: actor.release.remote(weights_step) for name, actor in self.actors.items()}
-        self._gather(calls, f"being released at weights step {weights_step}")
+        _Some(self, self.nodes).release(weights_step)
         self.weights_step = weights_step
+        self.fleet.fit_on_arrival = False
 
-    def _wave(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        names = list(self.actors)
-        shares = {name: requests[i :: len(names)] for i, name in enumerate(names)}
-        calls = {
-            name: self.actors[name].generate.remote(share, sampling, weights_step=self.weights_step)
-            for name, share in shares.items()
-            if share
+    def census(self) -> dict[str, float]:
+        """`rollout/` metrics of the last batch, and of who came and went since this was last asked."""
+        joined, lost = self.fleet.came_and_went()
+        return {
+            "rollout/generators": float(len(self.fleet.fit)),
+            "rollout/share_max": max(self._sampled.values(), default=0) / max(1, self._sampled.total()),
+            "rollout/retried": float(self._retried),
+            "rollout/joined": float(joined),
+            "rollout/lost_generators": float(lost),
         }
-        answers = self._gather(calls, f"generating {len(requests)} rollouts")
-        by_id = {rollout.id: rollout for name in calls for rollout in answers[name]}
-        missing = [request.rollout_id for request in requests if request.rollout_id not in by_id]
-        if missing or sum(map(len, answers.values())) != len(requests):
-            raise InfrastructureError(
-                f"asked for {len(requests)} rollouts, got {sum(map(len, answers.values()))}, {len(missing)} missing"
-                + (f", first {missing[0]}" if missing else "")
-            )
-        return [by_id[request.rollout_id] for request in requests]
+
+    def close(self) -> None:
+        """Ends the actors and frees what they hold."""
+        self.fleet.close()
+
+    def _refit_newcomers(self) -> None:
+        newcomers = self.fleet.unfit
+        if newcomers and self.refit is not None and self.weights_step is not None:
+            self.refit(self.weights_step, to=_Some(self, newcomers))
+
+    def _hand_out(self, work: Work, sampling: Sampling) -> None:
+        """One share to each generator that may sample and has none."""
+        fleet = self.fleet
+        for name in sorted(fleet.fit - work.given.keys(), key=fleet.slots.__getitem__):
+            if share := work.take(name, fleet.slots[name]):
+                ref = fleet.actors[name].generate.remote(share.requests, sampling, weights_step=self.weights_step)
+                doing = f"generating {len(share.requests)} rollouts"
+                fleet.calls.add(name, ref, doing=doing, node=fleet.nodes[name], deadline_s=self.deadline_s)
+
+    def _take_in(self, work: Work) -> None:
+        """Whatever comes next: an answer, a loss, or a newcomer."""
+        outcome = self.fleet.turn()
+        if outcome is None:
+            return
+        if outcome.error is not None:
+            work.lost(outcome.name, outcome.error)
+        else:
+            work.answered(outcome.name, outcome.value, weights_step=self.weights_step)
+
+
+class _Some:
+    """Some of a group's generators, as the hand-off sees them. One that is lost under it is left out from there on."""
+
+    def __init__(self, group: GeneratorGroup, names: Collection[str]) -> None:
+        self.group, self.names = group, list(names)
+
+    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+        doing = f"loading weights of step {pushed.weights_step}"
+        return self._each(lambda actor: actor.load_weights.remote(pushed.handle), doing)
+
+    def probe(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> dict[str, list[Sampled]]:
+        doing = f"answering {len(prompts)} probes"
+        return self._each(lambda actor: actor.probe.remote(prompts, sampling, seeds=seeds), doing)
+
+    def release(self, weights_step: int) -> None:
+        doing = f"being released at weights step {weights_step}"
+        self.group.fleet.released(self._each(lambda actor: actor.release.remote(weights_step), doing))
+
+    def _each(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
+        fleet = self.group.fleet
+        calls = {name: call(fleet.actors[name]) for name in self.names if name in fleet.nodes}
+        return gather(
+            calls, deadline_s=self.group.deadline_s, doing=doing, nodes=dict(fleet.nodes), on_lost=fleet.remove
+        )
 
 
 class ScorerGroup(Group):

@@ -1,10 +1,10 @@
 """Where roles run: the one file that tells Ray their resources (counted in `seats.py`), environments and restart rules.
 
-| role      | CPUs | GPUs                       | after a death                                |
-|-----------|------|----------------------------|----------------------------------------------|
-| generator | 1    | `resources.generator_gpus` | the run stops, the same command resumes it   |
-| scorer    | 1    | `resources.scorer_gpus`    | the same                                     |
-| learner   | 1    | `resources.learner_gpus`   | the same                                     |
+| role      | CPUs | GPUs                       | after a death                                                 |
+|-----------|------|----------------------------|---------------------------------------------------------------|
+| generator | 1    | `resources.generator_gpus` | its group asks for another and hands its work on (`fleet.py`) |
+| scorer    | 1    | `resources.scorer_gpus`    | the run stops, the same command resumes it                    |
+| learner   | 1    | `resources.learner_gpus`   | the same                                                      |
 
 A CPU here is a seat, not a core: in a synchronous step one role works at a time and has all threads to itself.
 With `resources.pin_roles` a role asks for a seat of its own name besides, which only the nodes of its group have.
@@ -38,7 +38,8 @@ from rlhf_ray.roles.seats import SEATS, RoleName, head_count, needs
 from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
 
-_G = TypeVar("_G", bound=Group)
+AnyGroup = Group | GeneratorGroup
+_G = TypeVar("_G", bound=AnyGroup)
 CONNECT_S = 30
 
 
@@ -50,14 +51,21 @@ class Placement:
         self.started = started
         """Whether Ray itself is ours to stop."""
         self.threads = config.resources.threads or _usable_cores(local=started)
-        self._groups: list[Group] = []
+        self._groups: list[AnyGroup] = []
 
     def start_generators(
-        self, model: Path, *, weights_step: int | None = None, make_engine: Callable[[], Engine] | None = None
+        self,
+        model: Path,
+        *,
+        weights_step: int | None = None,
+        make_engine: Callable[[], Engine] | None = None,
+        say: Callable[[str], None] = print,
     ) -> GeneratorGroup:
         """`rollout.generators` engines on a policy folder; with a `weights_step` they may sample from it at once.
 
-        Returns before they are ready, as every `start_` method does: start all, then `wait_ready`.
+        Returns before they are ready, as every `start_` method does: start all, then `wait_ready`. All are asked for
+        now, so that an autoscaler sees what is wanted, though the run may start with fewer. Who comes and goes later
+        is told by `say`.
         """
         resources = self.config.resources
         make_engine = make_engine or partial(
@@ -68,10 +76,17 @@ class Placement:
             compile=resources.compile_engine,
             seed=self.config.seed,
         )
-        names = [f"generator-{i}" for i in range(self.config.rollout.generators)]
         remote = ray.remote(GeneratorActor).options(**self.options("generator"))
-        actors = {name: remote.remote(make_engine, name=name, weights_step=weights_step) for name in names}
-        return self._add(GeneratorGroup(actors, deadline_s=resources.call_deadline_s))
+        return self._add(
+            GeneratorGroup(
+                lambda name: remote.remote(make_engine, name=name, weights_step=weights_step),
+                wanted=self.config.rollout.generators,
+                minimum=self.config.rollout.min_generators,
+                deadline_s=resources.call_deadline_s,
+                start_deadline_s=resources.start_deadline_s,
+                say=say,
+            )
+        )
 
     def start_scorers(self, model: Path, *, load: Callable[[], Scoring] | None = None) -> ScorerGroup:
         """`resources.scorers` copies of the reward model of a folder."""
@@ -88,15 +103,18 @@ class Placement:
         return self._add(LearnerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
 
     def wait_ready(self) -> None:
-        """Returns once every actor started so far has its model; they start side by side.
+        """Returns once every actor started so far has its model, of generators once enough have; side by side.
 
         Raises the first one's own error, or `DeadlineExceeded` after `resources.start_deadline_s`.
         """
-        waiting = [group for group in self._groups if not group.nodes]
+        waiting = [group for group in self._groups if isinstance(group, Group) and not group.nodes]
         calls = {name: actor.whereabouts.remote() for group in waiting for name, actor in group.actors.items()}
         nodes = gather(calls, deadline_s=self.config.resources.start_deadline_s, doing="starting")
         for group in waiting:
             group.nodes = {name: nodes[name] for name in group.actors}
+        for generators in self._groups:
+            if isinstance(generators, GeneratorGroup):
+                generators.fleet.wait_ready()
 
     def run_task(
         self,
@@ -128,11 +146,10 @@ class Placement:
             **restarts,
         }
 
-    def stop(self, group: Group) -> None:
+    def stop(self, group: AnyGroup) -> None:
         """Ends a group's actors and frees what they hold."""
         self._groups.remove(group)
-        for actor in group.actors.values():
-            ray.kill(actor)
+        group.close()
 
     def stop_actors(self) -> None:
         """Ends all of this run's actors."""

@@ -142,7 +142,8 @@ class WeightsHandoff:
        `tolerance`. So loading is proven, not only transport.
     4. release: the generators may sample; the pushed buffer is dropped.
 
-    Where a step fails, the ones after it do not happen: no generator samples with weights in doubt.
+    Where a step fails, the ones after it do not happen: no generator samples with weights in doubt. A generator that
+    comes late goes through all four by itself.
     """
 
     def __init__(
@@ -162,18 +163,19 @@ class WeightsHandoff:
         self.seed = seed
         self.tolerance = tolerance
 
-    def publish(self, weights_step: int) -> dict[str, float]:
-        """Brings the generators to the learner's weights of this step; returns the `sync/` metrics.
+    def publish(self, weights_step: int, *, to: WeightsSinks | None = None) -> dict[str, float]:
+        """Brings the generators, or those of them in `to`, to the learner's weights of this step.
 
-        Raises `WeightsMismatch` with the expected and the found figure.
+        Returns the `sync/` metrics; raises `WeightsMismatch` with the expected and the found figure.
         """
+        generators = self.generators if to is None else to
         start = time.monotonic()
         pushed = self.learner.push_weights()
         assert pushed.weights_step == weights_step, f"learner is at step {pushed.weights_step}, not {weights_step}"
-        receipts = self.generators.load_weights(pushed)
+        receipts = generators.load_weights(pushed)
         check_receipts(receipts, pushed)
-        worst = self._verify(weights_step)
-        self.generators.release(weights_step)
+        worst = self._verify(generators, weights_step)
+        generators.release(weights_step)
         return {
             "sync/bytes": float(pushed.bytes),
             "sync/seconds": time.monotonic() - start,
@@ -181,12 +183,12 @@ class WeightsHandoff:
             "sync/probe_max_abs": worst,
         }
 
-    def _verify(self, weights_step: int) -> float:
+    def _verify(self, generators: WeightsSinks, weights_step: int) -> float:
         """The largest difference over all probes and generators."""
         sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=PROBE_TOKENS)
         prompts = probe_prompts(weights_step, vocabulary=self.vocabulary, context=self.context, seed=self.seed)
         seeds = [random.Random(f"{self.seed}/{weights_step}/{i}").getrandbits(31) for i in range(len(prompts))]
-        probes = self.generators.probe(prompts, sampling, seeds=seeds)
+        probes = generators.probe(prompts, sampling, seeds=seeds)
         worst = 0.0
         for name, answers in probes.items():
             sequences = [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -66,6 +66,7 @@ def improve(run: Context) -> None:
         seed=config.seed,
         tolerance=config.rollout.tolerance,
     )
+    run.generators.refit = handoff.publish
     roles = Roles(run.generators, scorers, learner, handoff)
     ppo = PPO(roles, prompts=PromptStream(recipe.train_prompts, seed=config.seed), tokenizer=tokenizer, config=config)
 

@@ -74,7 +74,7 @@ class PPO:
         with clock.time("learn"):
             learned = roles.learner.update()
         with clock.time("sync"):
-            sync = roles.handoff.publish(step + 1)
+            sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
         metrics = {**prepared, **learned, **sync, **clock.seconds, **describe(rollouts, clock.seconds, step)}
         return Step(rollouts, exchanges, metrics)

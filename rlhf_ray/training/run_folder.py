@@ -16,7 +16,7 @@ import yaml
 from rlhf_ray.config import Config, dump_config, known_keys, load_config
 from rlhf_ray.errors import ConfigError, InputError
 
-MAY_CHANGE = ("ppo.steps", "checkpoint", "resources", "run", "evaluate")
+MAY_CHANGE = ("ppo.steps", "rollout.min_generators", "checkpoint", "resources", "run", "evaluate")
 """Keys that a resumed run may be given anew; everything else would make it another run."""
 
 

@@ -105,7 +105,7 @@ class Run:
     def generators(self) -> GeneratorGroup:
         """The engines, started once, at first with the base policy."""
         if self._generators is None:
-            self._generators = self.placement.start_generators(self.folder.base_policy, weights_step=0)
+            self._generators = self.placement.start_generators(self.folder.base_policy, weights_step=0, say=self.say)
             self.placement.wait_ready()
         return self._generators
 

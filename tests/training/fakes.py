@@ -64,6 +64,9 @@ class Roles:
         self.events.append("publish")
         return {"sync/verified": 1.0}
 
+    def census(self) -> dict[str, float]:
+        return {"rollout/generators": 1.0}
+
     def save(self, folder: Path, step: int) -> str | None:
         self.events.append(f"save {step}")
         return None

@@ -45,7 +45,14 @@ def test_a_step_asks_for_every_sample_once_and_a_redone_step_asks_the_same() -> 
 def test_the_metrics_hold_every_phase_and_what_the_roles_said() -> None:
     metrics = make_ppo(Roles()).step(0).metrics
     wanted = {f"time/{phase}_s" for phase in ("rollout", "score", "prepare", "learn", "sync")}
-    wanted |= {"objective/kl", "loss/policy_avg", "sync/verified", "rollout/tokens_per_s", "episode"}
+    wanted |= {
+        "objective/kl",
+        "loss/policy_avg",
+        "sync/verified",
+        "rollout/tokens_per_s",
+        "episode",
+        "rollout/generators",
+    }
     assert wanted <= metrics.keys()
     assert metrics["rollout/staleness_max"] == 0
 

@@ -1,0 +1,99 @@
+"""Generators in real processes that are killed and stopped while they sample; the engines only echo."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from threading import Timer
+
+import pytest
+
+from rlhf_ray.config import load_config
+from rlhf_ray.roles.generator import Sampled
+from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.placement import Placement
+from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.types import Sampling
+from tests.on_ray.conftest import SMALL
+from tests.roles.fakes import EchoEngine, FakeLearner, make_request
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(300)]
+REQUESTS = [make_request(i) for i in range(24)]
+
+
+class SlowEcho(EchoEngine):
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
+        time.sleep(0.1 * len(prompts) if sampling.max_tokens > 8 else 0)  # probes are quick
+        return super().generate(prompts, sampling, seeds)
+
+
+@pytest.fixture
+def start(placement: Placement) -> Iterator[Callable[..., tuple[GeneratorGroup, list[str]]]]:
+    """Two generators that hold the learner's weights of step 1, on the shared Ray."""
+    own: list[Placement] = []
+
+    def make(*overrides: str) -> tuple[GeneratorGroup, list[str]]:
+        said: list[str] = []
+        config = load_config(None, [*SMALL, "rollout.generators=2", *overrides])
+        own.append(Placement(config, started=True))
+        generators = own[0].start_generators(None, make_engine=SlowEcho, say=said.append)
+        learner = own[0].start_learner(partial(FakeLearner, -2.0, weights_step=1))
+        own[0].wait_ready()
+        while len(generators.nodes) < 2:
+            generators.fleet.turn()
+        handoff = WeightsHandoff(learner, generators, vocabulary=100, context=256)
+        generators.refit = handoff.publish
+        handoff.publish(1)
+        generators.census()
+        return generators, said
+
+    yield make
+    own[0].stop_actors()
+
+
+def send(group: GeneratorGroup, name: str, what: signal.Signals, *, after_s: float) -> None:
+    """A signal to a generator's process while the group is at work."""
+    pid = re.search(r"pid (\d+)", group.nodes[name])
+    assert pid is not None
+    Timer(after_s, os.kill, (int(pid[1]), what)).start()
+
+
+def check_all(group: GeneratorGroup) -> None:
+    """Every rollout once, in order, of the released step and its weights."""
+    rollouts = group.generate(REQUESTS, Sampling())
+    assert [rollout.id for rollout in rollouts] == [request.rollout_id for request in REQUESTS]
+    assert {(rollout.weights_step, rollout.logprobs[0]) for rollout in rollouts} == {(1, -2.0)}
+
+
+def test_a_generator_killed_in_the_middle_of_a_batch_costs_no_rollout_and_is_replaced(start: Callable) -> None:
+    group, said = start("rollout.min_generators=1")
+    send(group, "generator-1", signal.SIGKILL, after_s=0.3)
+    check_all(group)
+    census = group.census()
+    assert (census["rollout/lost_generators"], census["rollout/retried"]) == (1, 6)
+    assert said[0].startswith("lost generator-1 on ")
+    assert "worker process has died" in said[0]
+    deadline = time.monotonic() + 100
+    while "generator-1.2" not in group.fleet.fit:
+        assert time.monotonic() < deadline
+        check_all(group)
+    assert said[1].startswith("generator-1.2 joined on ")
+
+
+def test_with_a_fixed_map_a_batch_waits_for_the_successor(start: Callable) -> None:
+    group, said = start()
+    send(group, "generator-0", signal.SIGKILL, after_s=0.3)
+    check_all(group)
+    assert group.census()["rollout/retried"] == 12
+    assert set(group.fleet.fit) == {"generator-0.2", "generator-1"}
+    assert [line.split()[0] for line in said] == ["lost", "generator-0.2"]
+
+
+def test_one_that_stops_answering_is_dropped_at_the_deadline_and_ended(start: Callable) -> None:
+    group, said = start("rollout.min_generators=1", "resources.call_deadline_s=5")
+    send(group, "generator-1", signal.SIGSTOP, after_s=0.3)
+    check_all(group)
+    assert "generating 6 rollouts when the deadline of 5 s passed" in said[0]
+    assert "generator-1" not in group.actors
