@@ -332,3 +332,22 @@ def fuzzed(database: Path) -> Any:
     yield loop, Requests(make_app(records=records)), records
     loop.run_until_complete(records.close())
     loop.close()
+
+
+def test_every_route_and_field_is_documented(database: Path) -> None:
+    async def use(http: Requests) -> dict[str, Any]:
+        described: dict[str, Any] = (await http.get("/openapi.json")).json()
+        return described
+
+    described = serve(database, use)
+    words = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    routes = [
+        f"{method.upper()} {path}"
+        for path, methods in described["paths"].items()
+        for method, route in methods.items()
+        if "feedback" in route["tags"]
+    ]
+    assert len(routes) == 5
+    assert not [route for route in routes if f"`{route}`" not in words]
+    fields = described["components"]["schemas"]["FeedbackRequest"]["properties"]
+    assert not [name for name, field in fields.items() if f"`{name}`" not in words or not field["description"]]
