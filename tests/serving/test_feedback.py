@@ -99,18 +99,21 @@ def test_a_comment_without_an_index_is_about_all_answers(database: Path) -> None
     assert len(rows(database)[0].answers) == 3
 
 
-def test_dialogues_that_begin_alike_are_of_one_group(database: Path) -> None:
-    longer = [*SEVERAL["messages"], {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
+def test_dialogues_that_the_user_began_alike_are_of_one_group(database: Path) -> None:
+    first = SEVERAL["messages"]
+    longer = [*first, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
+    system = {"role": "system", "content": "Be kind."}
+    dialogues = [first, longer, [system, *first], [system, {"role": "user", "content": "Where is my chair?"}]]
 
     async def use(http: Requests) -> None:
-        for turns in (SEVERAL["messages"], longer):
+        for turns in dialogues:
             body = {"messages": turns, "completions": ["Yes."], "thumb": 1}
             assert (await http.post("/v1/feedback", body)).status_code == 201
 
     serve(database, use)
-    first, second = rows(database)
-    assert first.group == second.group
-    assert first.prompt_id != second.prompt_id
+    kept = rows(database)
+    assert len({row.prompt_id for row in kept}) == 4
+    assert [row.group == kept[0].group for row in kept] == [True, True, True, False]
 
 
 def test_the_same_request_under_its_key_gets_the_same_answer_and_one_row(database: Path) -> None:
