@@ -315,16 +315,21 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises `ConfigError` with the key at fault, and the nearest known key where one is unknown.
     """
     tree = _read_yaml(path) if path else {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override '{override}' is not of the form dotted.key=value")
-        _set(tree, key.split("."), _parse_value(override, value))
+    apply_overrides(tree, overrides)
     config = parse_section(Config, tree, source=str(path or "(overrides)"))
     if config.run.id is None and path is not None:
         name = "".join(c if c.isalnum() or c in "_-" else "-" for c in path.stem.lower())
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": name})})
     return config
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets each `dotted.key=value` in the tree, the later winning; `ConfigError` for what is none."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}' is not of the form dotted.key=value")
+        _set(tree, key.split("."), _parse_value(override, value))
 
 
 def parse_section(section: type[AnySection], tree: Mapping[str, Any], *, source: str) -> AnySection:

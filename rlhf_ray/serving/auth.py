@@ -106,7 +106,7 @@ class KeyStore:
             connection.execute(insert(_keys), row)
         return key
 
-    def keys(self) -> list[Key]:
+    def listed(self) -> list[Key]:
         """All keys that were ever made, oldest first."""
         with self._database.reading() as connection:
             return [_key(row) for row in connection.execute(select(_keys).order_by(_keys.c.id))]
@@ -118,7 +118,7 @@ class KeyStore:
                 update(_keys).where(_keys.c.name == name, _keys.c.revoked_at.is_(None)).values(revoked_at=_text(_now()))
             )
         if not done.rowcount:
-            listed = ", ".join(key.name for key in self.keys() if key.revoked_at is None) or "none"
+            listed = ", ".join(key.name for key in self.listed() if key.revoked_at is None) or "none"
             raise InputError(f"no valid key called '{name}'; there are: {listed}")
 
     def any(self) -> bool:

@@ -1,12 +1,13 @@
 """What a service can be told: the `args` of a Serve config, the options of `rlhf serve`. Imports nothing heavy."""
 
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config import Count, Positive, Section, parse_section
+from rlhf_ray.config import Count, Positive, Section, apply_overrides, parse_section
 
 Part = Literal["policy", "reward", "feedback"]
 
@@ -75,11 +76,11 @@ class LimitSettings(Section):
 class ServiceConfig(Section):
     """A whole service."""
 
-    registry: Path = Path("registry")
+    registry: Path = Path("service/registry")
     """Folder of the published versions; on a cluster, on a disk that every node sees."""
-    store: str = "feedback.db"
+    store: str = "service/feedback.db"
     """Feedback and kept completions: `sqlite:///folder/feedback.db`, or its path."""
-    keys: str = "keys.db"
+    keys: str = "service/keys.db"
     """The keys: `sqlite:///folder/keys.db`, or its path."""
     host: str = "127.0.0.1"
     """Where the service listens. Anything but loopback is refused while there are no keys."""
@@ -127,3 +128,18 @@ def is_loopback(host: str) -> bool:
 def service_config(args: dict[str, Any]) -> ServiceConfig:
     """The settings of a Serve config's `args`; `ConfigError` names the key at fault and the nearest known one."""
     return parse_section(ServiceConfig, args, source="of the service")
+
+
+def config_of(options: Mapping[str, Any], overrides: Sequence[str]) -> ServiceConfig:
+    """The settings of command-line options and `dotted.key=value` overrides, its files named from the root."""
+    tree = dict(options)
+    apply_overrides(tree, overrides)
+    config = service_config(tree)
+    files = {name: _from_root(str(getattr(config, name))) for name in ("registry", "store", "keys")}
+    return service_config({**tree, **files})
+
+
+def _from_root(place: str) -> str:
+    """Replicas start in folders of their own, where a relative path leads elsewhere."""
+    scheme, path = ("sqlite:///", place[10:]) if place.startswith("sqlite:///") else ("", place)
+    return place if ":" in path else f"{scheme}{Path(path).absolute()}"

@@ -85,19 +85,19 @@ def test_a_name_is_given_once(store: KeyStore) -> None:
 
 def test_use_is_noted_at_most_once_a_minute(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     key = store.create("phone", "app")
-    assert store.keys()[0].last_used_at is None
+    assert store.listed()[0].last_used_at is None
     start = datetime(2026, 1, 1, tzinfo=UTC)
     noted = []
     for seconds in (0, 59, 61):
         monkeypatch.setattr(auth, "_now", lambda seconds=seconds: start + timedelta(seconds=seconds))
         store.caller(key)
-        noted.append(store.keys()[0].last_used_at)
+        noted.append(store.listed()[0].last_used_at)
     assert noted == [start, start, start + timedelta(seconds=61)]
 
 
 def test_a_list_says_everything_but_the_key(store: KeyStore) -> None:
     key = store.create("phone", "app")
-    [listed] = store.keys()
+    [listed] = store.listed()
     assert (listed.name, listed.role, listed.revoked_at) == ("phone", "app", None)
     assert key.startswith(f"rlhf_{listed.prefix}_")
     assert key.rpartition("_")[2] not in repr(listed)

@@ -1,9 +1,11 @@
 """What a service can be told, and what it refuses by name."""
 
+from pathlib import Path
+
 import pytest
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.serving.settings import ServiceConfig, is_loopback, service_config
+from rlhf_ray.serving.settings import ServiceConfig, config_of, is_loopback, service_config
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
@@ -43,3 +45,13 @@ def test_only_loopback_is_loopback(host: str, stays: bool) -> None:
 def test_a_service_answers_to_loopback_its_own_host_and_the_names_it_was_given() -> None:
     names = ServiceConfig(host="10.0.0.1", hosts=("rlhf.example.org",)).trusted_hosts
     assert names == {"127.0.0.1", "localhost", "::1", "10.0.0.1", "rlhf.example.org"}
+
+
+def test_options_and_overrides_name_files_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of({"port": 9000, "registry": "r"}, ["policy.replicas=2", "store=sqlite:///f.db", "parts=[policy]"])
+    assert (config.port, config.policy.replicas, config.parts) == (9000, 2, {"policy"})
+    assert (config.registry, config.store) == (tmp_path / "r", f"sqlite:///{tmp_path}/f.db")
+    assert config.keys == f"{tmp_path}/service/keys.db"
+    with pytest.raises(ConfigError, match="unknown key 'polcy'"):
+        config_of({}, ["polcy.replicas=2"])

@@ -1,0 +1,28 @@
+"""Where a run's models come from: what the registry keeps beside each version of them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.training.run_folder import existing_run
+
+EVALUATION = ("gold", "reward", "kl", "reward_model")
+"""What of a run's summary says how good its policy is."""
+
+
+def lineage_of(run: Path, *, reward_model_version: int | None = None) -> dict[str, Any]:
+    """Run, step, config, feedback snapshot, reward model and evaluation; what a run does not have is None.
+
+    Example: `{"run_id": "demo", "step": 30, "config_sha256": "9f...", "snapshot": {"id": "s-1f...", ...}, ...}`
+    """
+    folder, config = existing_run(run)
+    summary = folder.read_json("summary.json") or {}
+    return {
+        "run_id": config.run.id,
+        "recipe": config.recipe,
+        "step": summary.get("steps"),
+        "config_sha256": hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
+        "snapshot": folder.read_json("feedback.json"),
+        "reward_model_version": reward_model_version,
+        "evaluation": {name: summary.get(name) for name in EVALUATION} if summary else None,
+    }
