@@ -154,17 +154,7 @@ class Registry:
 
     def verify(self, version: Version) -> None:
         """`ModelError` where a file of a version is not, byte for byte, what was published, or is one more."""
-        advice = "restore it from a copy, or promote another version"
-        broken = f"{_word(version.kind)} {version.number}"
-        try:
-            names = {path.name for path in version.folder.iterdir()} - {MANIFEST}
-            listed = json.loads((version.folder / MANIFEST).read_bytes())["files"]
-            found = {name: _hash(version.folder / name) for name in sorted(names)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{broken} cannot be read ({type(error).__name__}): {advice}") from None
-        if found != listed or _sha256(found) != version.sha256:
-            wrong = sorted(name for name in {*found, *listed} if found.get(name) != listed.get(name)) or [MANIFEST]
-            raise ModelError(f"{broken} was changed after it was published ({', '.join(wrong)}): {advice}")
+        verify(version)
 
     def promote(self, kind: Kind, number: int, *, by: str, reason: str = "") -> None:
         """Makes a version the one that is wanted; its files are verified first."""
@@ -209,6 +199,21 @@ class Registry:
         made = datetime.fromisoformat(row.created_at)
         folder = self._folder(row.kind, row.number)
         return Version(row.kind, row.number, folder, row.sha256, json.loads(row.lineage), made)
+
+
+def verify(version: Version) -> None:
+    """`ModelError` where a file of a version is not, byte for byte, what was published, or is one more."""
+    advice = "restore it from a copy, or promote another version"
+    broken = f"{_word(version.kind)} {version.number}"
+    try:
+        names = {path.name for path in version.folder.iterdir()} - {MANIFEST}
+        listed = json.loads((version.folder / MANIFEST).read_bytes())["files"]
+        found = {name: _hash(version.folder / name) for name in sorted(names)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{broken} cannot be read ({type(error).__name__}): {advice}") from None
+    if found != listed or _sha256(found) != version.sha256:
+        wrong = sorted(name for name in {*found, *listed} if found.get(name) != listed.get(name)) or [MANIFEST]
+        raise ModelError(f"{broken} was changed after it was published ({', '.join(wrong)}): {advice}")
 
 
 def _append(connection: Connection, **values: Any) -> None:

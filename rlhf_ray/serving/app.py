@@ -45,7 +45,8 @@ def application(config: ServiceConfig) -> Application:
     refuse_unsafe(config)
     parts: dict[str, Application] = {}
     if "policy" in config.parts:
-        lease_s = 3 * config.policy.swap_deadline_s + config.policy.deadline_s  # drain, load and prove, go back
+        # prepare, load and prove, go back, each within the swap deadline; drain; and some slack
+        lease_s = 3 * config.policy.swap_deadline_s + config.policy.deadline_s + 10
         parts["versions"] = _one(VersionsDeployment).bind(config.registry, lease_s=lease_s)
         parts["policy"] = _many(PolicyDeployment, config.policy).bind(config.policy, parts["versions"])
     if "reward" in config.parts:

@@ -38,6 +38,9 @@ class ServingEngine(Protocol):
     exact: bool
     """Whether it computes in float32, so that its log-probs can be held against another implementation's."""
 
+    async def begin(self) -> None:
+        """What needs a running event loop; once, before anything else."""
+
     def generate(
         self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
     ) -> AsyncGenerator[Piece, None]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.folder import read_folder
 from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
-from rlhf_ray.serving.canary import Piece
+from rlhf_ray.serving.canary import Piece, ServingEngine
 from rlhf_ray.types import FinishReason
 
 MAX_SEQUENCES = 256
@@ -28,7 +28,7 @@ _ENVIRONMENT = {
 }
 
 
-class VllmServingEngine:
+class VllmServingEngine(ServingEngine):
     """One engine that many requests share. Set its threads by `OMP_NUM_THREADS` before Python starts."""
 
     def __init__(self, folder: Path, *, context: int, kv_cache_mib: int, on_gpu: bool = False) -> None:
@@ -62,6 +62,10 @@ class VllmServingEngine:
             disable_log_stats=True,
         )
         self.llm = AsyncLLM.from_engine_args(arguments)
+
+    async def begin(self) -> None:
+        """Ties the engine's process to this one, which may be killed without a word."""
+        await self.llm.collective_rpc("end_with_replica")
 
     async def generate(
         self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int

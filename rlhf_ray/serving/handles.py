@@ -5,8 +5,8 @@ says when to come again. A call is tried a second time only where nothing was gi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -30,13 +30,14 @@ class PolicyHandle:
         self._stream = handle.options(stream=True)
         self._deadline_s = deadline_s
 
-    async def generate(self, request: GenerateCall, /) -> AsyncIterator[Delta]:
+    async def generate(self, request: GenerateCall, /) -> AsyncGenerator[Delta, None]:
         """The answers as they grow. A replica that dies before it gave anything is replaced by another."""
+        ends_at = asyncio.get_running_loop().time() + self._deadline_s
         given = False
         for last_try in (False, True):
             try:
-                with explained("the policy"):
-                    async for delta in self._deltas(request):
+                async with aclosing(self._deltas(request, ends_at)) as deltas:
+                    async for delta in deltas:
                         given = True
                         yield delta
                 return
@@ -44,11 +45,22 @@ class PolicyHandle:
                 if given or last_try or not isinstance(error.__cause__, GONE):
                     raise
 
-    async def _deltas(self, request: GenerateCall) -> AsyncIterator[Delta]:
-        answers = aiter(self._stream.generate.remote(request))
-        async with asyncio.timeout(self._deadline_s):
-            async for delta in answers:
-                yield delta
+    async def _deltas(self, request: GenerateCall, ends_at: float) -> AsyncGenerator[Delta, None]:
+        loop, response = asyncio.get_running_loop(), self._stream.generate.remote(request)
+        answers, whole = aiter(response), False
+        try:
+            with explained("the policy"):
+                while True:
+                    # each wait by itself: a stream goes on in another task than the one that began it
+                    try:
+                        delta = await asyncio.wait_for(anext(answers), ends_at - loop.time())
+                    except StopAsyncIteration:
+                        whole = True
+                        return
+                    yield delta
+        finally:
+            if not whole:
+                response.cancel()  # the caller has left, or waits no longer: the replica stops drawing tokens
 
 
 class RewardHandle:

@@ -12,13 +12,13 @@ from typing import Protocol, TypeVar
 from rlhf_ray.errors import ConfigError, InfrastructureError, ModelError
 from rlhf_ray.models.folder import read_folder
 from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.models.registry import Version
 from rlhf_ray.serving.backends import Delta, GenerateCall
 from rlhf_ray.serving.canary import Piece, ServingEngine
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.rendering import Rendering
 from rlhf_ray.serving.settings import PolicySettings
 from rlhf_ray.serving.swap import Swapper
-from rlhf_ray.serving.versions import PublishedVersion
 
 ASK_EVERY_S = 0.5
 ASK_DEADLINE_S = 5.0
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 class VersionsDesk(Protocol):
     """`Versions`, as a replica sees it; calls that do not get through raise `InfrastructureError` or `ApiError`."""
 
-    async def first(self) -> PublishedVersion:
+    async def first(self) -> Version:
         """What to load when starting."""
 
-    async def turn(self, replica: str, holding: int, /) -> PublishedVersion | None:
+    async def turn(self, replica: str, holding: int, /) -> Version | None:
         """Which version to swap to now, if any."""
 
     async def report(self, replica: str, holding: int, /, *, tried: int, error: str | None) -> None:
@@ -46,7 +46,7 @@ class PolicyReplica:
 
     def __init__(
         self,
-        version: PublishedVersion,
+        version: Version,
         make_engine: Callable[[Path, int], ServingEngine],
         settings: PolicySettings,
         *,
@@ -71,6 +71,8 @@ class PolicyReplica:
 
     async def start(self) -> None:
         """Proves the weights that the engine has read; raises where they are not the version's."""
+        async with asyncio.timeout(self.settings.swap_deadline_s):
+            await self.engine.begin()
         await self.swapper.prove()
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Delta, None]:
@@ -136,11 +138,11 @@ class PolicyReplica:
     async def _pieces(
         self, prompt_ids: list[int], call: GenerateCall, max_tokens: int, ends_at: float
     ) -> AsyncGenerator[Piece, None]:
-        loop = asyncio.get_running_loop()
         async with aclosing(self.engine.generate(prompt_ids, call, max_tokens=max_tokens)) as pieces:
             while True:
                 try:
-                    piece = await asyncio.wait_for(anext(pieces), ends_at - loop.time())
+                    async with asyncio.timeout_at(ends_at):  # wait_for of Python 3.11 may lose a cancellation
+                        piece = await anext(pieces)
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
@@ -149,7 +151,7 @@ class PolicyReplica:
                 yield piece
 
 
-async def first_version(versions: VersionsDesk, *, wait_s: float = 60) -> PublishedVersion:
+async def first_version(versions: VersionsDesk, *, wait_s: float = 60) -> Version:
     """The version to start with; `ConfigError` where none is promoted for so long."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
@@ -172,4 +174,5 @@ def context_of(folder: Path, wanted: int | None) -> int:
 
 
 async def _within(call: Awaitable[T]) -> T:
-    return await asyncio.wait_for(call, ASK_DEADLINE_S)
+    async with asyncio.timeout(ASK_DEADLINE_S):
+        return await call

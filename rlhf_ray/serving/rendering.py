@@ -39,7 +39,8 @@ class Rendering:
         self._hold_to_context(self._characters(call) / self.most_characters * self.context, param)
         loop = asyncio.get_running_loop()
         try:
-            ids = await asyncio.wait_for(loop.run_in_executor(self._threads, self._encode, call), DEADLINE_S)
+            async with asyncio.timeout(DEADLINE_S):
+                ids = await loop.run_in_executor(self._threads, self._encode, call)
         except TimeoutError:
             raise ApiError(503, f"the prompt was not rendered within {DEADLINE_S:g} s", retry_after=1) from None
         except DataError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError
+from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError, Interrupted
 from rlhf_ray.models.registry import Kind, Registry, Version
 from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.sqlite import file_of
@@ -80,7 +80,12 @@ def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say)
     stopping = Stopping()
     with stopping.listening():
         cpus = None if address else max(os.cpu_count() or 1, seats(config))
-        ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        try:
+            ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        except Interrupted:
+            raise
+        except Exception as error:  # a bare one is what Ray raises where a node does not come up in time
+            raise InfrastructureError(f"Ray did not start: {error}; is the machine overloaded? Try again") from error
         stopping.listen_again()  # Ray has taken SIGTERM
         try:
             http = {"host": config.host, "port": config.port, "request_timeout_s": REQUEST_TIMEOUT_S}

@@ -12,9 +12,9 @@ from typing import Any
 
 from rlhf_ray.errors import InfrastructureError, InputError, ModelError
 from rlhf_ray.models.folder import explained, read_folder
+from rlhf_ray.models.registry import Version, verify
 from rlhf_ray.serving.canary import Canary, ServingEngine
 from rlhf_ray.serving.gate import Gate
-from rlhf_ray.serving.versions import PublishedVersion
 from rlhf_ray.serving.worker import digest_of, shapes_of
 
 IRRELEVANT = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
@@ -28,7 +28,7 @@ class Swapper:
     def __init__(
         self,
         engine: ServingEngine,
-        version: PublishedVersion,
+        version: Version,
         *,
         vocabulary: int,
         context: int,
@@ -52,7 +52,7 @@ class Swapper:
             canary, _ = await asyncio.to_thread(self._prepare, self.version)
             await canary.sing(self.engine, self.version.number)
 
-    async def swap(self, wanted: PublishedVersion) -> str | None:
+    async def swap(self, wanted: Version) -> str | None:
         """Takes another version; None, or why not, in which case the one that was held is held still."""
         try:
             async with asyncio.timeout(self.load_s):
@@ -64,7 +64,7 @@ class Swapper:
         except TimeoutError:
             return f"preparing it took more than {self.load_s:g} s, or answers under way more than {self.drain_s:g} s"
 
-    async def _take(self, wanted: PublishedVersion, ready: tuple[Canary, str]) -> str | None:
+    async def _take(self, wanted: Version, ready: tuple[Canary, str]) -> str | None:
         start = time.monotonic()
         try:
             await self._load(wanted, ready)
@@ -81,7 +81,7 @@ class Swapper:
         except (InfrastructureError, InputError, TimeoutError) as error:
             self.gate.shut(f"neither the new weights ({cause}) nor the old ones ({error}) could be loaded")
 
-    async def _load(self, version: PublishedVersion, ready: tuple[Canary, str]) -> None:
+    async def _load(self, version: Version, ready: tuple[Canary, str]) -> None:
         canary, expected = ready
         async with asyncio.timeout(self.load_s):
             loaded = await self.engine.load(version.folder)
@@ -89,10 +89,11 @@ class Swapper:
                 raise InfrastructureError(f"the engine read other weights than policy {version.number} has")
             await canary.sing(self.engine, version.number)
 
-    def _prepare(self, version: PublishedVersion) -> tuple[Canary, str]:
+    def _prepare(self, version: Version) -> tuple[Canary, str]:
         """All that can be found out about a version while the old one answers."""
         folder, exact = version.folder, self.engine.exact
         with explained(folder, "policy"):
+            verify(version)
             check_fits(self.version.folder, folder, version.number)
             canary = Canary.of(folder, version.number, vocabulary=self.vocabulary, context=self.context, exact=exact)
             return canary, digest_of(folder)

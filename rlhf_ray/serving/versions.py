@@ -7,17 +7,17 @@ this class may be restarted at any moment: the replicas' next questions tell it 
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from rlhf_ray.serving.backends import ModelInfo, Readiness
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.turns import Failure, Turns
 
-Kind = Literal["policy", "reward_model"]
-POLICY: Kind = "policy"
-REWARD_MODEL: Kind = "reward_model"
+if TYPE_CHECKING:  # brings torch, which the door has to do without
+    from rlhf_ray.models.registry import Kind, Registry, Version
+
+POLICY: "Kind" = "policy"
+REWARD_MODEL: "Kind" = "reward_model"
 ALIVE_S = 10.0
 """Replicas ask twice a second; one that was not heard of for so long is gone."""
 REREAD_S = 1.0
@@ -25,40 +25,12 @@ REREAD_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class PublishedVersion(Protocol):
-    """A registry's `Version`, as far as it is read here."""
-
-    @property
-    def number(self) -> int: ...  # noqa: D102
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-    @property
-    def lineage(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def created_at(self) -> datetime: ...  # noqa: D102
-
-
-class VersionRegistry(Protocol):
-    """The registry, as far as it is asked here."""
-
-    def promoted(self, kind: Kind, /) -> PublishedVersion | None:
-        """The version that is to be served."""
-
-    def version(self, kind: Kind, number: int, /) -> PublishedVersion:
-        """A version by its number."""
-
-    def fail(self, kind: Kind, number: int, /, *, reason: str) -> None:
-        """The promotion of this version failed: the one before it is promoted again."""
-
-
 class Versions:
     """The registry and the swap."""
 
     def __init__(
         self,
-        registry: VersionRegistry,
+        registry: "Registry",
         *,
         lease_s: float,
         alive_s: float = ALIVE_S,
@@ -70,14 +42,14 @@ class Versions:
         self.clock = clock
         self._read_at = -REREAD_S
 
-    async def first(self) -> PublishedVersion:
+    async def first(self) -> "Version":
         """The version that a replica loads when it starts: one that is proven, where there is one."""
         self._look()
         if not self.turns.wanted:
             raise ApiError(503, "no policy is promoted: rlhf policies promote NUMBER", retry_after=5)
         return self.registry.version(POLICY, self.turns.settled or self.turns.wanted)
 
-    async def turn(self, replica: str, holding: int) -> PublishedVersion | None:
+    async def turn(self, replica: str, holding: int) -> "Version | None":
         """The version that this replica shall swap to now, None: stay."""
         self._look()
         number = self.turns.ask(replica, holding)
@@ -130,6 +102,6 @@ class Versions:
             self.turns.fall_back(promoted.number)
 
 
-def _info(kind: Kind, version: PublishedVersion) -> ModelInfo:
+def _info(kind: "Kind", version: "Version") -> ModelInfo:
     created = int(version.created_at.timestamp())
     return ModelInfo(kind, kind, version.number, version.sha256, created, dict(version.lineage))

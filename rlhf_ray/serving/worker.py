@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rlhf_ray.errors import ModelError
+from rlhf_ray.serving.orphans import end_with_parent
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
@@ -28,7 +29,11 @@ class Worker(Protocol):
 
 
 class FolderLoader:
-    """Adds `load_folder` to vLLM's worker."""
+    """Adds `load_folder` and `end_with_replica` to vLLM's worker."""
+
+    def end_with_replica(self) -> None:
+        """From now on this process ends with the one that started it: vLLM's would outlive a killed replica."""
+        end_with_parent()
 
     def load_folder(self: Worker, folder: str) -> str:
         """Replaces all weights by those of the folder; the sha256 of what was given to the engine."""

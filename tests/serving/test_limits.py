@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
@@ -177,6 +177,7 @@ def depth_of(value: Any) -> int:
     return 0
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(Json)
 def test_depth_is_that_of_the_parsed_value(value: Any) -> None:
     depth = depth_of(value)

@@ -1,22 +1,23 @@
 """The registry's word reaches the replicas one at a time, and a failure is written there before anybody goes back."""
 
 import asyncio
-from pathlib import Path
+from typing import cast
 
 import pytest
 
+from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.versions import Versions
-from tests.serving.fakes import FakeRegistry, FakeVersion
+from tests.serving.engines import FakeRegistry
 from tests.serving.test_turns import HandClock
 
 A, B = "replica-a", "replica-b"
 
 
 def make_versions(*numbers: int, promoted: tuple[int, ...] = (1,)) -> tuple[Versions, FakeRegistry, HandClock]:
-    registry = FakeRegistry(*(FakeVersion(n, Path(f"{n:08d}")) for n in numbers or (1, 2)), promoted=promoted)
+    registry = FakeRegistry(*(numbers or (1, 2)), promoted=promoted)
     clock = HandClock()
-    return Versions(registry, lease_s=60, clock=clock), registry, clock
+    return Versions(cast(Registry, registry), lease_s=60, clock=clock), registry, clock
 
 
 def number(version: object) -> int | None:

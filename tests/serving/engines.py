@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
+from rlhf_ray.models.registry import Registry, Version
 from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
 from rlhf_ray.serving.canary import Piece
 from rlhf_ray.serving.worker import digest_of
@@ -18,45 +18,50 @@ from rlhf_ray.types import FinishReason
 from tests.models.tiny import make_policy, make_tokenizer
 
 END = 2
+Pieces = AsyncGenerator[Piece, None]
 
 
-@dataclass(frozen=True)
-class FakeVersion:
-    number: int
-    folder: Path
-    sha256: str = "0" * 64
-    lineage: dict[str, Any] = field(default_factory=dict)
-    created_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def make_version(root: Path, number: int, **overrides: Any) -> FakeVersion:
-    """A tiny policy that answers in its own way: each number has other weights, loud enough to be told apart."""
+def make_policy_folder(folder: Path, seed: int, **overrides: Any) -> Path:
+    """A tiny policy that answers in its own way: each seed's weights are loud enough to be told apart."""
     tokenizer = make_tokenizer()
-    folder = root / f"{number:08d}"
-    policy = make_policy(tokenizer, seed=number, **overrides)
+    policy = make_policy(tokenizer, seed=seed, **overrides)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
                 parameter.mul_(10.0)
     save_policy(folder, policy, tokenizer)
-    return FakeVersion(number, folder)
+    return folder
+
+
+def make_registry(root: Path, *, policies: int = 3) -> Registry:
+    """A registry of policies 1, 2, ... that answer differently; the first is promoted."""
+    registry = Registry(root / "registry")
+    for seed in range(1, policies + 1):
+        registry.publish("policy", make_policy_folder(root / f"policy-{seed}", seed), lineage={"seed": seed})
+    registry.promote("policy", 1, by="test")
+    return registry
+
+
+def make_version(number: int = 1, folder: Path = Path("nowhere")) -> Version:
+    """A version that only its number matters of."""
+    return Version("policy", number, folder, "0" * 64, {}, datetime(2026, 1, 1, tzinfo=UTC))
 
 
 class FakeRegistry:
     """Promotions in a list, the last the one that holds."""
 
-    def __init__(self, *versions: FakeVersion, promoted: Sequence[int] = (1,)) -> None:
-        self.known = {version.number: version for version in versions}
+    def __init__(self, *numbers: int, promoted: Sequence[int] = (1,)) -> None:
+        self.known = {number: make_version(number) for number in numbers}
         self.promotions = list(promoted)
         self.failures: list[tuple[int, str]] = []
 
     def promote(self, number: int) -> None:
         self.promotions.append(number)
 
-    def promoted(self, kind: str) -> FakeVersion | None:
+    def promoted(self, kind: str) -> Version | None:
         return self.known[self.promotions[-1]] if kind == "policy" and self.promotions else None
 
-    def version(self, kind: str, number: int) -> FakeVersion:
+    def version(self, kind: str, number: int) -> Version:
         assert kind == "policy"
         return self.known[number]
 
@@ -82,9 +87,10 @@ class TorchEngine:
         self.step.set()
         """Cleared, answers stand still."""
 
-    async def generate(
-        self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
-    ) -> AsyncGenerator[Piece, None]:
+    async def begin(self) -> None:
+        self.begun = True
+
+    async def generate(self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int) -> Pieces:
         self.running += 1
         whole = False
         try:
@@ -96,9 +102,7 @@ class TorchEngine:
             self.running -= 1
             self.aborted += not whole
 
-    async def _choice(
-        self, index: int, ids: list[int], call: GenerateCall, max_tokens: int
-    ) -> AsyncGenerator[Piece, None]:
+    async def _choice(self, index: int, ids: list[int], call: GenerateCall, max_tokens: int) -> Pieces:
         for left in reversed(range(max_tokens)):
             await asyncio.sleep(0)
             if not call.id.startswith("canary"):
