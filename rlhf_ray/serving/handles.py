@@ -46,14 +46,15 @@ class PolicyHandle:
                     raise
 
     async def _deltas(self, request: GenerateCall, ends_at: float) -> AsyncGenerator[Delta, None]:
-        loop, response = asyncio.get_running_loop(), self._stream.generate.remote(request)
+        response = self._stream.generate.remote(request)
         answers, whole = aiter(response), False
         try:
             with explained("the policy"):
                 while True:
                     # each wait by itself: a stream goes on in another task than the one that began it
                     try:
-                        delta = await asyncio.wait_for(anext(answers), ends_at - loop.time())
+                        async with asyncio.timeout_at(ends_at):  # wait_for of Python 3.11 may lose a cancellation
+                            delta = await anext(answers)
                     except StopAsyncIteration:
                         whole = True
                         return

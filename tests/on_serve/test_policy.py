@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ import ray
 import torch
 from ray import serve
 
-from rlhf_ray.models.policy import decode_response, encode_prompt, load_policy, load_tokenizer
+from rlhf_ray.models.policy import encode_exchange, save_policy
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.app import application
 from rlhf_ray.serving.auth import KeyStore
 from rlhf_ray.serving.settings import PolicySettings, ServiceConfig
-from rlhf_ray.types import Message, Prompt
-from tests.serving.engines import make_policy_folder
+from tests.models.tiny import make_exchange, make_policy, make_tokenizer
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(280)]
-SIZE = {"hidden": 64, "heads": 2, "context": 256}
-TOKENS = 12
-QUESTIONS = ["my lamp arrived broken", "my chair never arrived", "hello", "we send a new one today " * 8]
+CONTEXT = 256
+TOKENS = 24
+QUESTIONS = ["my lamp arrived broken", "my chair never arrived", "hello", "where is my lamp, tell me today " * 6]
+ANSWERS = ["we send a new one today", "sorry, we pay you back", "your chair comes on Monday", "which lamp do you mean?"]
 
 
 @dataclass
@@ -34,8 +34,6 @@ class Running:
     url: str
     key: str
     registry: Registry
-    expected: dict[tuple[int, str], str] = field(default_factory=dict)
-    """The greedy answer by version and question, as transformers computes it."""
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
@@ -52,22 +50,45 @@ class Running:
         return version.number
 
 
-def greedy(folder: Path, question: str) -> str:
-    model, tokenizer = load_policy(folder), load_tokenizer(folder)
-    ids = encode_prompt(tokenizer, Prompt("q", (Message("user", question),), ""), room=0)
-    answer: list[int] = []
-    with torch.no_grad():
-        while len(answer) < TOKENS and tokenizer.eos_token_id not in answer:
-            answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
-    return decode_response(tokenizer, answer)
+def answer_of(number: int, question: str) -> str:
+    """What version `number` was taught to say: each says something else to each question."""
+    return ANSWERS[(number + QUESTIONS.index(question)) % len(ANSWERS)]
+
+
+def loss_of(policy: Any, ids: list[int], start: int) -> torch.Tensor:
+    """Of the answer, which begins at `start`."""
+    loss: torch.Tensor = policy(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss
+    return loss
+
+
+def taught_policy(folder: Path, number: int) -> Path:
+    """A tiny policy that knows its answers by heart."""
+    tokenizer = make_tokenizer(context=CONTEXT)
+    policy = make_policy(tokenizer, seed=number, hidden=64, heads=2, context=CONTEXT).train()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
+    taught = [encode_exchange(tokenizer, make_exchange(text, answer_of(number, text))) for text in QUESTIONS]
+    for _ in range(300):
+        losses = [
+            policy(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss
+            for ids, start in taught
+        ]
+        loss = torch.stack(losses).mean()
+        if loss < 0.02:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+    save_policy(folder, policy.eval(), tokenizer)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("service")
     registry = Registry(root / "registry")
-    for seed in (1, 2, 3):
-        registry.publish("policy", make_policy_folder(root / f"policy-{seed}", seed, **SIZE), lineage={"seed": seed})
+    for number in (1, 2, 3):
+        registry.publish("policy", taught_policy(root / f"policy-{number}", number), lineage={})
     registry.promote("policy", 1, by="test")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -81,11 +102,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         policy=PolicySettings(kv_cache_mib=64, max_tokens=64, deadline_s=60, swap_deadline_s=60),
     )
     running = Running(f"http://127.0.0.1:{port}", KeyStore(config.keys).create("test", "admin"), registry)
-    running.expected = {
-        (n, question): greedy(registry.version("policy", n).folder, question)
-        for n in (1, 2, 3)
-        for question in QUESTIONS
-    }
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(application(config), name="test")
@@ -98,21 +114,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_each_answer_is_the_one_of_the_version_that_it_names(service: Running) -> None:
     for question in QUESTIONS:
         answer = service.ask(question)
-        assert answer.choices[0].message.content == service.expected[1, question]
+        assert answer.choices[0].message.content == answer_of(1, question)
         assert answer.policy_version == 1
-    assert len(set(service.expected.values())) > len(QUESTIONS), "the planted versions answer differently"
 
 
 def test_a_stream_says_the_same_in_pieces_and_counts_its_tokens(service: Running) -> None:
     chunks = list(service.ask(QUESTIONS[0], stream=True, stream_options={"include_usage": True}))
-    assert "".join(chunk.choices[0].delta.content for chunk in chunks[:-1]) == service.expected[1, QUESTIONS[0]]
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks[:-1]) == answer_of(1, QUESTIONS[0])
     assert len(chunks) > 3
     assert chunks[-1].usage.completion_tokens == service.ask(QUESTIONS[0]).usage.completion_tokens > 1
 
 
 def test_choices_log_probs_and_seeds(service: Running) -> None:
-    asked = {"n": 3, "seed": 5, "temperature": 1.0, "logprobs": True, "top_logprobs": 2}
-    answers = [service.ask(QUESTIONS[0], **asked) for _ in range(2)]
+    asked = {"n": 3, "seed": 5, "temperature": 2.0, "logprobs": True, "top_logprobs": 2}
+    answers = [service.ask("something it was never taught", **asked) for _ in range(2)]
     texts = [[choice.message.content for choice in answer.choices] for answer in answers]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 1
@@ -122,7 +137,7 @@ def test_choices_log_probs_and_seeds(service: Running) -> None:
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(service: Running) -> None:
-    whole = service.expected[1, QUESTIONS[0]]
+    whole = answer_of(1, QUESTIONS[0])
     stop = whole[len(whole) // 2 :][:3]
     answer = service.ask(QUESTIONS[0], stop=[stop]).choices[0]
     assert answer.message.content == whole[: whole.index(stop)]
@@ -165,7 +180,7 @@ class Asker(threading.Thread):
                 self.wrong.append(repr(error))
                 continue
             self.versions.append(version)
-            if text != self.service.expected[version, question]:
+            if text != answer_of(version, question):
                 self.wrong.append(f"version {version} answered {text!r}")
 
     def whole(self, question: str) -> tuple[int, str]:
@@ -218,7 +233,7 @@ def test_a_version_that_was_damaged_after_its_promotion_fails_and_the_old_one_an
     assert service.registry.history("policy")[-1].state == "failed"
     assert service.promoted() == before
     answer = service.ask(QUESTIONS[0])
-    assert answer.choices[0].message.content == service.expected[before, QUESTIONS[0]]
+    assert answer.choices[0].message.content == answer_of(before, QUESTIONS[0])
 
 
 def test_a_caller_who_goes_away_frees_the_replica(service: Running) -> None:
