@@ -260,8 +260,9 @@ def _shown(body: FeedbackRequest, completion: Completion | None) -> tuple[dict[s
             (BroughtAnswer(text=answer) if isinstance(answer, str) else answer).model_dump()
             for answer in body.completions
         ]
-    # As for imported dialogues: those that begin alike never lie on both sides of a split.
-    names = {"prompt_id": _digest(turns), "group": _digest(turns[:1])}
+    # Dialogues that the user began alike stay on one side of a split; what the system says first, all may share.
+    opening = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), 0)
+    names = {"prompt_id": _digest(turns), "group": _digest(turns[opening : opening + 1])}
     return names | {"messages": turns}, answers
 
 

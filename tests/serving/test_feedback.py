@@ -99,18 +99,21 @@ def test_a_comment_without_an_index_is_about_all_answers(database: Path) -> None
     assert len(rows(database)[0].answers) == 3
 
 
-def test_dialogues_that_begin_alike_are_of_one_group(database: Path) -> None:
-    longer = [*SEVERAL["messages"], {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
+def test_dialogues_that_the_user_began_alike_are_of_one_group(database: Path) -> None:
+    first = SEVERAL["messages"]
+    longer = [*first, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
+    system = {"role": "system", "content": "Be kind."}
+    dialogues = [first, longer, [system, *first], [system, {"role": "user", "content": "Where is my chair?"}]]
 
     async def use(http: Requests) -> None:
-        for turns in (SEVERAL["messages"], longer):
+        for turns in dialogues:
             body = {"messages": turns, "completions": ["Yes."], "thumb": 1}
             assert (await http.post("/v1/feedback", body)).status_code == 201
 
     serve(database, use)
-    first, second = rows(database)
-    assert first.group == second.group
-    assert first.prompt_id != second.prompt_id
+    kept = rows(database)
+    assert len({row.prompt_id for row in kept}) == 4
+    assert [row.group == kept[0].group for row in kept] == [True, True, True, False]
 
 
 def test_the_same_request_under_its_key_gets_the_same_answer_and_one_row(database: Path) -> None:
@@ -332,3 +335,22 @@ def fuzzed(database: Path) -> Any:
     yield loop, Requests(make_app(records=records)), records
     loop.run_until_complete(records.close())
     loop.close()
+
+
+def test_every_route_and_field_is_documented(database: Path) -> None:
+    async def use(http: Requests) -> dict[str, Any]:
+        described: dict[str, Any] = (await http.get("/openapi.json")).json()
+        return described
+
+    described = serve(database, use)
+    words = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    routes = [
+        f"{method.upper()} {path}"
+        for path, methods in described["paths"].items()
+        for method, route in methods.items()
+        if "feedback" in route["tags"]
+    ]
+    assert len(routes) == 5
+    assert not [route for route in routes if f"`{route}`" not in words]
+    fields = described["components"]["schemas"]["FeedbackRequest"]["properties"]
+    assert not [name for name, field in fields.items() if f"`{name}`" not in words or not field["description"]]
