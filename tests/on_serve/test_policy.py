@@ -5,28 +5,21 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 import ray
-import torch
 from ray import serve
 
-from rlhf_ray.models.policy import encode_exchange, save_policy
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.app import application
 from rlhf_ray.serving.auth import KeyStore
 from rlhf_ray.serving.settings import PolicySettings, ServiceConfig
-from tests.models.tiny import make_exchange, make_policy, make_tokenizer
+from tests.on_serve.taught import QUESTIONS, TOKENS, answer_of, taught_policy
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(280)]
-CONTEXT = 256
-TOKENS = 24
-QUESTIONS = ["my lamp arrived broken", "my chair never arrived", "hello", "where is my lamp, tell me today " * 6]
-ANSWERS = ["we send a new one today", "sorry, we pay you back", "your chair comes on Monday", "which lamp do you mean?"]
 
 
 @dataclass
@@ -48,39 +41,6 @@ class Running:
         version = self.registry.promoted("policy")
         assert version
         return version.number
-
-
-def answer_of(number: int, question: str) -> str:
-    """What version `number` was taught to say: each says something else to each question."""
-    return ANSWERS[(number + QUESTIONS.index(question)) % len(ANSWERS)]
-
-
-def loss_of(policy: Any, ids: list[int], start: int) -> torch.Tensor:
-    """Of the answer, which begins at `start`."""
-    loss: torch.Tensor = policy(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss
-    return loss
-
-
-def taught_policy(folder: Path, number: int) -> Path:
-    """A tiny policy that knows its answers by heart."""
-    tokenizer = make_tokenizer(context=CONTEXT)
-    policy = make_policy(tokenizer, seed=number, hidden=64, heads=2, context=CONTEXT).train()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
-    taught = [encode_exchange(tokenizer, make_exchange(text, answer_of(number, text))) for text in QUESTIONS]
-    for _ in range(300):
-        losses = [
-            policy(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss
-            for ids, start in taught
-        ]
-        loss = torch.stack(losses).mean()
-        if loss < 0.02:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.02
-    save_policy(folder, policy.eval(), tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="module")
