@@ -65,11 +65,11 @@ def test_specials_nested_in_thousands_of_layers_are_refused_and_not_peeled_one_b
 
 
 def test_a_template_with_a_loop_without_end_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "PROOF_DEADLINE_S", 0.3)
+    monkeypatch.setattr(rendering, "PROOF_DEADLINE_S", 0.1)
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = "{% for a in range(6000) %}{% for b in range(6000) %}{% endfor %}{% endfor %}"
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"within 0\.3 s"):
+    with pytest.raises(ModelError, match=r"within 0\.1 s"):
         Rendering(tokenizer, context=48)
     assert time.monotonic() - start < 10
 
