@@ -6,6 +6,7 @@ Only what is used here can be reached: no control route, no code from a model fo
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.folder import read_folder
 from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
 from rlhf_ray.serving.canary import Piece, ServingEngine
+from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.types import FinishReason
 
 MAX_SEQUENCES = 256
@@ -71,17 +73,24 @@ class VllmServingEngine(ServingEngine):
         self, prompt_ids: Sequence[int], call: GenerateCall, *, max_tokens: int
     ) -> AsyncGenerator[Piece, None]:
         """The answers as they grow, or each at once at its end where the call does not stream."""
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        inputs = {"prompt_token_ids": list(prompt_ids)}
-        outputs = self.llm.generate(cast("Any", inputs), _parameters(call, max_tokens), call.id)
+        inputs, copies = {"prompt_token_ids": list(prompt_ids)}, 1
+        if call.temperature == 0:  # vLLM draws the likeliest answer once only; the others would be the same
+            call, copies = replace(call, n=1), call.n
         try:
+            outputs = self.llm.generate(cast("Any", inputs), _parameters(call, max_tokens), call.id)
             async with aclosing(outputs) as running:  # vLLM aborts the request when its iterator is closed
                 async for output in running:
                     for choice in output.outputs:
-                        yield _piece(choice, call.logprobs)
+                        piece = _piece(choice, call.logprobs)
+                        for copy in range(copies):
+                            yield replace(piece, index=piece.index + copy)
         except (EngineDeadError, EngineGenerateError) as error:
             raise InfrastructureError(f"the engine failed: {type(error).__name__}") from error
+        except VLLMClientError as error:  # its message may hold what was asked
+            raise ApiError(400, "the engine cannot sample in this way: leave parameters out") from error
 
     async def load(self, folder: Path) -> str:
         """The worker reads the folder itself; what it returns is the hash of what it gave to the model."""

@@ -97,6 +97,21 @@ def test_choices_seeds_and_log_probs(running: Running) -> None:
         assert all(token.logprob <= 0 and 1 <= len(token.top) <= 2 for token in delta.logprobs)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_without_chance_are_one_answer_several_times(running: Running, stream: bool) -> None:
+    deltas = running.ask(QUESTIONS[0], n=3, stream=stream)
+    for index in range(3):
+        assert "".join(delta.text for delta in deltas if delta.index == index) == answer_of(1, QUESTIONS[0])
+    assert [delta.index for delta in deltas if delta.finish_reason] == [0, 1, 2]
+
+
+def test_what_vllm_alone_refuses_is_a_refusal_and_no_failure(running: Running) -> None:
+    with pytest.raises(ApiError) as refusal:
+        running.ask(QUESTIONS[0], logprobs=21)
+    assert refusal.value.status == 400
+    assert running.answers_as(1)
+
+
 def test_a_stop_string_ends_an_answer(running: Running) -> None:
     whole = answer_of(1, QUESTIONS[0])
     (answer,) = running.ask(QUESTIONS[0], stop=("we",))
@@ -146,7 +161,9 @@ def test_what_is_not_the_versions_is_found_by_hash_or_canary(
 
 def test_a_stream_that_is_closed_early_is_aborted_in_the_engine(running: Running) -> None:
     async def leave() -> None:
-        async with aclosing(running.replica.generate(running.call("never taught", stream=True, n=4))) as deltas:
+        async with aclosing(
+            running.replica.generate(running.call("never taught", stream=True, n=4, temperature=1.0))
+        ) as deltas:
             await anext(deltas)
             assert running.llm.get_num_unfinished_requests() > 0
 
