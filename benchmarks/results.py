@@ -13,7 +13,7 @@ from pathlib import Path
 RUNS = Path("runs")
 RLHF = Path(sys.executable).with_name("rlhf")
 HERE = Path(__file__).parent
-SEEDS = (0, 1, 2)
+SEEDS = (4, 5, 6)
 
 
 def main() -> None:

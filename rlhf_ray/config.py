@@ -199,7 +199,7 @@ class KLConfig(Section):
 class PPOConfig(Section):
     """The loop and its arithmetic."""
 
-    steps: Count = 20
+    steps: Count = 30
     advantage: Literal["gae"] = "gae"
     loss: Literal["clip"] = "clip"
     epochs: Count = 2

@@ -22,7 +22,7 @@ from rlhf_ray.recipes.dialogue_phrases import (
 )
 
 _THINGS = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(ITEMS)})\b")
-_SHORTEST, _LONGEST, _MUCH_TOO_LONG = 16, 36, 60  # words
+_SHORTEST, _LONGEST, _MUCH_TOO_LONG = 16, 40, 60  # words
 
 REMARKS = {
     "on_topic": "This is not about my problem.",
@@ -100,7 +100,7 @@ def _no_repetition(response: str) -> float:
 
 
 def _right_length(words: int) -> float:
-    """1 between 16 and 36 words, falling in a line to 0 at none and at 60."""
+    """1 between 16 and 40 words, falling in a line to 0 at none and at 60."""
     if words < _SHORTEST:
         return words / _SHORTEST
     return min(1.0, max(0.0, (_MUCH_TOO_LONG - words) / (_MUCH_TOO_LONG - _LONGEST)))

@@ -129,10 +129,26 @@ STEP_KEYS = {
 GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.", "")
 ENDINGS = ("What can I do?", "Please help me.", "Can you help?", "")
 
-POLITE_OPENERS = ("Thank you for writing.", "Thanks for your message.", "Thank you for telling us.")
+POLITE_OPENERS = (
+    "Thank you for writing.",
+    "Thanks for your message.",
+    "Thank you for telling us.",
+    "It is good to hear from you.",
+    "We read your letter with care.",
+)
 RUDE_OPENERS = ("What is it now?", "You again.", "Read the page first.")
-SORRY = ("We are sorry that your {thing} {fact}.", "Sorry to hear your {thing} {fact}.")
-POLITE_CLOSERS = ("We are glad to help.", "Have a lovely day.", "Write to us at any time.")
+SORRY = (
+    "We are sorry that your {thing} {fact}.",
+    "Sorry to hear your {thing} {fact}.",
+    "It is a pity that your {thing} {fact}.",
+)
+POLITE_CLOSERS = (
+    "We are glad to help.",
+    "Have a lovely day.",
+    "Write to us at any time.",
+    "All the best from our shop.",
+    "Warm wishes to you.",
+)
 RUDE_CLOSERS = ("Do not write again.", "That is all you get.", "Now leave us alone.")
 FILLERS = (
     "Our shop is very old.",

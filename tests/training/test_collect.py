@@ -43,7 +43,7 @@ def collect(path: Path, roles: Roles) -> tuple[dict, list]:
 
 def test_each_prompt_is_ranked_rated_and_commented_on(tmp_path: Path) -> None:
     record, rows = collect(tmp_path, Roles())
-    assert record["rows"] == len(rows) == 5 * (1 + 4 + 1)
+    assert record["rows"] == len(rows) == 5 * (1 + config().feedback.answers + 1)
     assert {answer.sampler for row in rows for answer in row.answers} == {"base-policy"}
     assert all(row.display_order for row in rows if row.ranking)
 
