@@ -96,15 +96,17 @@ def bare(folder: Path) -> Iterator[str]:
     """vLLM's own server, with the settings of our engine."""
     port = free_port()
     arguments = [
-        "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy",
+        "--model", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy",
         "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--max-num-seqs", "256",
         "--max-num-batched-tokens", "8192", "--no-enable-chunked-prefill", "--enable-prefix-caching",
         "--kv-cache-memory-bytes", str(KV_CACHE_MIB << 20), "--generation-config", "vllm",
         "--distributed-executor-backend", "uni", "--disable-uvicorn-access-log",
     ]  # fmt: skip
-    process = subprocess.Popen([str(Path(sys.executable).with_name("vllm")), *arguments], stdout=subprocess.DEVNULL)
+    # what `vllm serve` runs; the command itself does not start in a CPU build, whose package has another name
+    server = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    process = subprocess.Popen([*server, *arguments], stdout=subprocess.DEVNULL)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
+        wait_for(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -192,10 +194,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(url: str, within_s: float = 300) -> None:
-    """Returns once it answers 200."""
+def wait_for(url: str, process: "subprocess.Popen[bytes]", within_s: float = 300) -> None:
+    """Returns once it answers 200; raises where the process has ended."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}")
         try:
             if httpx.get(url, timeout=5).status_code == 200:
                 return
