@@ -184,7 +184,7 @@ class RolloutConfig(Section):
 class KLConfig(Section):
     """How the policy is held near the reference."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.2
+    coef: Annotated[float, Field(ge=0)] = 0.17
     """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
     target: Positive | None = None
     """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""
