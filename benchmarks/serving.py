@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -44,7 +45,9 @@ def main() -> int:
     """Prints each round and the ratio; exits 1 where it is below what is wanted."""
     options = _options()
     threads = str(options.threads)
-    os.environ |= {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    os.environ |= {"OMP_NUM_THREADS": threads, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(Path(root) / "policy", hidden=options.hidden, layers=options.layers)
         with bare(folder) as bare_url, served(folder, Path(root), options.threads) as served_url:

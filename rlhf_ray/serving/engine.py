@@ -23,6 +23,9 @@ MAX_LOGPROBS = 20
 """Alternatives that a request may ask for, as OpenAI has it."""
 FORBIDDEN = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 _ENVIRONMENT = {
+    # on a CPU the core then does the work itself, as on a GPU: a worker process of its own would be tied to the core,
+    # and the core to nobody
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",

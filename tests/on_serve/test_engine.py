@@ -172,8 +172,8 @@ def test_a_stream_that_is_closed_early_is_aborted_in_the_engine(running: Running
 
 
 def test_an_engine_that_was_killed_makes_the_replica_unhealthy(running: Running) -> None:
-    engines = [child for child in psutil.Process().children(recursive=True) if "EngineCor" in child.name()]
-    assert engines
+    engines = [child for child in psutil.Process().children(recursive=True) if "VLLM" in child.name()]
+    assert len(engines) == 1, "one process, which is tied to this one"
     running.wait(running.replica.check_health())
     for engine in engines:
         os.kill(engine.pid, signal.SIGKILL)
