@@ -1,7 +1,7 @@
 """Autoscaling with training: nodes come while a run goes on, one is taken away in the middle of a step, the rest go.
 
-The cluster is Ray's own fake one: its autoscaler is the real one, and each "node" is a raylet on this machine. The
-learner, the scorer and one generator fill the head, so every further generator needs a node that is not there yet.
+The cluster is Ray's own fake one: its autoscaler is the real one, and each "node" is a raylet on this machine. The head
+has a seat for the learner, the scorer and one generator, so every further generator needs a node that is not there yet.
 """
 
 import json
@@ -34,6 +34,7 @@ EMPTY = (
     "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter",
 )  # fmt: skip
 """Keys that the autoscaler reads though the fake nodes need nothing of them."""
+SEATS = {"rlhf_learner": 1, "rlhf_scorer": 1, "rlhf_generator": 1}
 STEPS, PROMPTS = 60, 48
 SMALL = """
 run: {root: RUNS, id: elastic}
@@ -45,7 +46,8 @@ rollout: {prompts: 48, generators: 3, min_generators: 1}
 ppo: {steps: 60, minibatch: 16, epochs: 1, missing_end_penalty: 0.0}
 checkpoint: {every: 25}
 evaluate: {samples: 1, best_of: 1}
-resources: {threads: 1, kv_cache_mib: 64, address: ADDRESS, start_deadline_s: 600, call_deadline_s: 300}
+resources: {threads: 1, kv_cache_mib: 64, address: ADDRESS, cluster: CLUSTER, pin_roles: true,
+  start_deadline_s: 600, call_deadline_s: 300}
 """
 
 
@@ -64,7 +66,7 @@ class FakeCloud:
         }
         port, *others = free_ports(5)
         self.address = f"{ray.util.get_node_ip_address()}:{port}"
-        worker = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": 2}
+        seat = {"CPU": 1, "rlhf_generator": 1, "object_store_memory": 80_000_000}
         config = {
             "cluster_name": "fake",
             "max_workers": 2,
@@ -80,8 +82,8 @@ class FakeCloud:
             },
             "head_node_type": "ray.head.default",
             "available_node_types": {
-                "ray.head.default": {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0},
-                "generators": {**worker, "min_workers": 0},
+                "ray.head.default": {"resources": {"CPU": 3, **SEATS}, "node_config": {}, "max_workers": 0},
+                "generators": {"resources": seat, "node_config": {}, "min_workers": 0, "max_workers": 2},
             },
         }
         (folder / "cluster.json").write_text(json.dumps(config))  # JSON is YAML
@@ -90,7 +92,7 @@ class FakeCloud:
             str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--num-cpus=3",
             "--object-store-memory=120000000", f"--temp-dir={folder}/t", f"--autoscaling-config={folder}/cluster.json",
             *(f"--{name}={number}" for name, number in zip(names, others, strict=False)), "--include-dashboard=false",
-            "--min-worker-port=0", "--max-worker-port=0",
+            f"--resources={json.dumps(SEATS)}", "--min-worker-port=0", "--max-worker-port=0",
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -195,7 +197,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 def tell(cloud: FakeCloud, folder: Path) -> dict[str, Any]:
     file, run_folder = folder / "elastic.yaml", folder / "runs" / "elastic"
-    file.write_text(SMALL.replace("RUNS", str(folder / "runs")).replace("ADDRESS", cloud.address))
+    places = {"RUNS": folder / "runs", "ADDRESS": cloud.address, "CLUSTER": cloud.folder / "cluster.json"}
+    file.write_text(re.sub("|".join(places), lambda found: str(places[found[0]]), SMALL))
     run_folder.mkdir(parents=True)
     make_base_policy(load_config(file), run_folder / "base_policy", say=lambda _: None)
     new_reward_model(run_folder / "base_policy", "decoder").save(run_folder / "reward_model")

@@ -46,6 +46,7 @@ def start(placement: Placement) -> Iterator[Callable[..., tuple[GeneratorGroup, 
         generators.refit = handoff.publish
         handoff.publish(1)
         generators.census()
+        said.clear()
         return generators, said
 
     yield make
@@ -80,7 +81,7 @@ def test_a_generator_killed_in_the_middle_of_a_batch_costs_no_rollout_and_is_rep
     census = group.census()
     assert (census["rollout/lost_generators"], census["rollout/retried"]) == (1, 6)
     assert said[0].startswith("lost generator-1 on ")
-    assert "worker process has died" in said[0]
+    assert re.search("worker process has died|is unavailable", said[0])  # whichever Ray knows first
     wait_for(lambda: check_all(group) or "generator-1.2" in group.fleet.fit)
     assert said[1].startswith("generator-1.2 joined on ")
 
