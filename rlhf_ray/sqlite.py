@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, MetaData, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
@@ -29,7 +28,7 @@ def file_of(url: str | Path, *, what: str) -> Path:
     except ArgumentError:
         raise ConfigError(f"{what}: give a file as sqlite:///folder/name.db") from None
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"{what} are kept in a SQLite file: give one as sqlite:///folder/name.db")
+        raise ConfigError(f"{what}: only SQLite files are read and written: give one as sqlite:///folder/name.db")
     return Path(str(parsed.database))
 
 
@@ -41,7 +40,7 @@ class Database:
         self._what = what
         if not path.parent.is_dir():
             raise DataError(f"no folder {path.parent} for the {what}: make it, or name another place")
-        self._engine = _engine(path)
+        self._engine = open_engine(path)
         with self.writing() as connection:
             metadata.create_all(connection)
 
@@ -72,14 +71,52 @@ class Database:
             raise DataError(f"{self._what} {self.path} refuses that ({error.orig})") from None
 
 
+def open_engine(path: Path, *, read_only: bool = False) -> Engine:
+    """An engine whose every connection is durable; a transaction that writes asks for it with `writes=True`."""
+    engine = create_engine(URL.create("sqlite", database=str(path)))
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours to say, below
+        # secure_delete: what is purged is overwritten, not just unlinked
+        for pragma in (
+            f"busy_timeout = {BUSY_TIMEOUT_MS}",
+            "foreign_keys = ON",
+            "synchronous = FULL",
+            "secure_delete = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+            return
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise DataError(f"{path} cannot use SQLite's WAL mode (got '{mode}'): put it on a local disk")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # IMMEDIATE: a reader that turns writer halfway could be refused after its work
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
 def append_only(table: Table) -> None:
-    """Triggers that refuse any change of a row, by whatever program."""
+    """Triggers that refuse any change of a row, by whatever program.
+
+    INSERT OR REPLACE would get round the one on DELETE, hence the one on INSERT.
+    """
+    refuse = f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
     for verb in ("UPDATE", "DELETE"):
-        _on_create(
-            table,
-            f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} "
-            f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END",
-        )
+        _on_create(table, f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} {refuse}")
+    keys = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key.columns)
+    also = " OR id = NEW.id" if "id" in table.c else ""
+    _on_create(
+        table,
+        f"CREATE TRIGGER {table.name}_no_replace BEFORE INSERT ON {table.name} "
+        f"WHEN EXISTS (SELECT 1 FROM {table.name} WHERE ({keys}){also}) {refuse}",
+    )
 
 
 def _on_create(table: Table, statement: str) -> None:
@@ -87,23 +124,3 @@ def _on_create(table: Table, statement: str) -> None:
         connection.exec_driver_sql(statement)
 
     event.listen(table, "after_create", run)
-
-
-def _engine(path: Path) -> Engine:
-    engine = create_engine(URL.create("sqlite", database=str(path)))
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours to say, below
-        for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", "foreign_keys = ON", "synchronous = FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise DataError(f"{path} cannot use SQLite's WAL mode (got '{mode}'): put it on a local disk")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Any) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine

@@ -74,7 +74,7 @@ def test_the_wheel_carries_the_package_its_types_and_its_command(tmp_path: Path)
     subprocess.run(build, check=True, capture_output=True, timeout=100)
     (wheel,) = tmp_path.glob("rlhf_ray-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"rlhf_ray/py.typed", "rlhf_ray/cli.py"} <= names
+    assert {"rlhf_ray/py.typed", "rlhf_ray/cli/__init__.py"} <= names
     assert {str(path.relative_to(ROOT)) for path in MODULES} <= names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert not [name for name in names if name.startswith(("tests/", "runs/", "benchmarks/"))]

@@ -25,6 +25,7 @@ from rlhf_ray.feedback.completions import Completion
 from rlhf_ray.feedback.requests import KeyReused, Receipt, RequestKey, Submission, known_answers, remember, replay
 from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
 from rlhf_ray.feedback.summary import StoreStats, summarise
+from rlhf_ray.sqlite import file_of, open_engine
 
 PAGE = 1_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -53,7 +54,7 @@ class FeedbackStore:
     """An open store; `url` is `sqlite:///folder/feedback.db` or a file's path. Close it, or use it in a `with`."""
 
     def __init__(self, url: str | Path, *, read_only: bool = False) -> None:
-        self.path = tables.database_path(url)
+        self.path = file_of(url, what="feedback")
         version = tables.recognise(self.path)
         if read_only and version is None:
             raise DataError(f"no feedback store at {self.path}: check the path, or write feedback first")
@@ -61,7 +62,7 @@ class FeedbackStore:
         self._lock = None if read_only else tables.WriterLock(self.path)
         self.broken = False
         """The disk failed during a write: nothing is acknowledged any more, until the store is opened anew."""
-        self._engine = tables.open_engine(self.path, read_only=read_only)
+        self._engine = open_engine(self.path, read_only=read_only)
         if not read_only:
             self._create()
 

@@ -1,8 +1,7 @@
-"""The tables behind the store, how a database file is opened, and the lock that lets one process write.
+"""The tables behind the store, how its file is recognised, and the lock that lets one process write.
 
-SQLite in WAL mode with `synchronous=FULL`: a commit that returned survives a power cut. Readers never wait.
-The one writer is enforced by `flock` on `<database>.lock`, held while a store is open for writing: the kernel
-gives it back when the process ends, however it ends. WAL needs a local disk, and so does the lock.
+How a file is opened is in `sqlite.py`. The one writer is enforced by `flock` on `<database>.lock`, held while a
+store is open for writing: the kernel gives it back when the process ends, however it ends. The lock needs a local disk.
 """
 
 import fcntl
@@ -10,32 +9,16 @@ import os
 import socket
 import sqlite3
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    create_engine,
-    event,
-    make_url,
-)
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Column, ForeignKey, Index, Integer, MetaData, Table, Text
 
-from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
+from rlhf_ray.errors import DataError, InfrastructureError
+from rlhf_ray.sqlite import append_only
 
 SCHEMA_VERSION = 2
 """1: feedback and snapshots. 2: completions, request keys, and `completion_id` in feedback. Opening for writing brings
 an older file up to date, in one transaction; a newer one is refused."""
-BUSY_TIMEOUT_MS = 10_000
 
 metadata = MetaData()
 
@@ -94,48 +77,8 @@ request_keys = Table(
 """What was answered to which request, written with the rows that the request brought. Never forgotten."""
 
 
-def _append_only(table: Table) -> None:
-    """Triggers that refuse change. INSERT OR REPLACE would get round the one on DELETE, hence the one on INSERT."""
-    for verb in ("UPDATE", "DELETE"):
-        body = f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
-        _on_create(table, f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} {body}")
-    keys = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key.columns)
-    also = " OR id = NEW.id" if "id" in table.c else ""
-    _on_create(
-        table,
-        f"CREATE TRIGGER {table.name}_no_replace BEFORE INSERT ON {table.name} "
-        f"WHEN EXISTS (SELECT 1 FROM {table.name} WHERE ({keys}){also}) "
-        f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END",
-    )
-
-
-def _on_create(table: Table, statement: str) -> None:
-    def run(_table: Table, connection: Connection, **_: object) -> None:
-        connection.exec_driver_sql(statement)
-
-    event.listen(table, "after_create", run)
-
-
 for _table in (feedback, snapshots, snapshot_rows, request_keys):
-    _append_only(_table)
-
-
-def database_path(url: str | Path) -> Path:
-    """The file that a URL or a path names; `ConfigError` where it is not one."""
-    if isinstance(url, Path):
-        return url
-    if url and ":" not in url:
-        return Path(url)
-    hint = "give a file as sqlite:///folder/feedback.db"
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigError(f"'{url}' is not a database URL: {hint}") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise ConfigError(f"feedback is stored in SQLite, not in {parsed.get_backend_name()}: {hint}")
-    if parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"'{url}' would keep feedback in memory only: {hint}")
-    return Path(str(parsed.database))
+    append_only(_table)
 
 
 def recognise(path: Path) -> int | None:
@@ -170,33 +113,6 @@ def _version(connection: sqlite3.Connection) -> int | None:
     except sqlite3.OperationalError:  # somebody else's table of that name
         return None
     return int(version) if version is not None else None
-
-
-def open_engine(path: Path, *, read_only: bool) -> Engine:
-    """An engine whose every connection is durable; a transaction that writes asks for it with `writes=True`."""
-    engine = create_engine(URL.create("sqlite", database=str(path)))
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours to say, below
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")  # what is purged is overwritten, not just unlinked
-        if read_only:
-            connection.execute("PRAGMA query_only = ON")
-            return
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise DataError(f"{path} cannot use SQLite's WAL mode (got '{mode}'): put it on a local disk")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        # IMMEDIATE: a reader that turns writer halfway could be refused after its work.
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
 
 
 class WriterLock:

@@ -1,5 +1,6 @@
 """OpenAI's requests and answers, as far as they are served: closed, so that the unknown is refused by name."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -114,8 +115,9 @@ class Asked(Closed):
             **self._prompt(),
         )
 
+    @abstractmethod
     def _prompt(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The part of the call that says what is to be answered: `messages` or `prompt`."""
 
 
 class ChatRequest(Asked):

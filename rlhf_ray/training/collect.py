@@ -54,6 +54,9 @@ def collect_from_annotators(
     rollouts = generators.generate(requests, sampling)
     exchanges = exchanges_of(rollouts, prompts, tokenizer)
     shown = _shown(prompts, exchanges, sampling, wanted.answers)
+    unjudged = len(exchanges) - sum(len(answers) for _, answers in shown)
+    if unjudged:
+        say(f"{unjudged} of {len(exchanges)} answers are not judged: empty, or with none beside them to compare with")
     feedback = list(
         annotate(
             shown,
@@ -67,13 +70,13 @@ def collect_from_annotators(
     store.add(feedback)
     share = flipped_share(feedback, recipe.gold)
     say(f"{wanted.annotators.count} annotators gave {len(feedback)} judgements; {share:.1%} of their pairs are wrong")
-    return {**_freeze(store, say=say), "flipped_share": share}
+    return {**_freeze(store, say=say), "flipped_share": share, "unjudged": unjudged}
 
 
 def _shown(
     prompts: list[Prompt], exchanges: list[Exchange], sampling: Sampling, answers: int
 ) -> list[tuple[Prompt, list[Answer]]]:
-    """Each prompt with its answers; an empty answer cannot be judged and is left out."""
+    """Each prompt with its answers; an empty answer cannot be judged and is left out, and one that is left alone."""
     how = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     shown = []
     for row, prompt in enumerate(prompts):

@@ -274,7 +274,7 @@ def test_statistics_count_answers_by_sampler_and_judgements_by_annotator(databas
 
 @pytest.mark.parametrize("url", ["sqlite:feedback.db", "sqlite://", "sqlite:///:memory:", "postgresql://host/db", ""])
 def test_a_url_that_names_no_sqlite_file_is_refused_with_the_way_out(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"sqlite:///folder/feedback\.db"):
+    with pytest.raises(ConfigError, match=r"sqlite:///folder/name\.db"):
         FeedbackStore(url)
 
 

@@ -153,7 +153,10 @@ class Run:
         return time.monotonic() - self.began
 
     def find(self, pattern: str) -> tuple[float, re.Match[str]] | None:
-        return next(((at, found) for at, line in list(self.lines) if (found := re.search(pattern, line))), None)
+        return next(self.find_all(pattern), None)
+
+    def find_all(self, pattern: str) -> Iterator[tuple[float, re.Match[str]]]:
+        return ((at, found) for at, line in list(self.lines) if (found := re.search(pattern, line)))
 
     def log(self) -> str:
         return "\n".join(f"{at:6.1f} {line}" for at, line in self.lines)
@@ -183,6 +186,16 @@ def wait_for(what: Callable[[], Any], run: Run, *, seconds: float) -> Any:
     return found
 
 
+def newcomer(run: Run, cloud: FakeCloud) -> tuple[float, str, str] | None:
+    """When a generator on an added node joined, its name and its node. The head's own may join late, too."""
+    nodes = {raylet: node for node, raylet in cloud.added_nodes().items()}
+    for at, joined in run.find_all(r"(\S+) joined on .* pid (\d+)\)"):
+        node = nodes.get(parent_of(int(joined[2])))
+        if node:
+            return at, joined[1], node
+    return None
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The whole scenario, told once: what came when, and the run folder."""
@@ -210,16 +223,14 @@ def tell(cloud: FakeCloud, folder: Path) -> dict[str, Any]:
     wait_for(lambda: run.process.poll() is not None or cloud.added_nodes(), run, seconds=400)
     times["first node there"] = run.seconds()
     assert run.find("^== ppo"), run.log()  # no node before the run asked for generators
-    times["joined"], joined = wait_for(lambda: run.find(r"(\S+) joined on .* pid (\d+)\)"), run, seconds=400)
-    raylet = parent_of(int(joined[2]))
-    node = next(node for node, pid in cloud.added_nodes().items() if pid == raylet)
+    times["joined"], joined, node = wait_for(lambda: newcomer(run, cloud), run, seconds=400)
     wait_for(lambda: [row for row in read_metrics(run_folder) if row["rollout/share_max"] < 1], run, seconds=200)
     steps = len(read_metrics(run_folder))
     wait_for(lambda: len(read_metrics(run_folder)) > steps, run, seconds=200)
     time.sleep(0.1)
     times["node taken away"] = run.seconds()
     cloud.take_away(node)
-    times["loss noticed"], _ = wait_for(lambda: run.find(rf"lost {re.escape(joined[1])} "), run, seconds=120)
+    times["loss noticed"], _ = wait_for(lambda: run.find(rf"lost {re.escape(joined)} "), run, seconds=120)
     code = run.process.wait(timeout=600)
     times["run ended"] = run.seconds()
     run.reader.join(timeout=10)

@@ -43,6 +43,7 @@ def collect(path: Path, roles: Roles) -> tuple[dict, list]:
 
 def test_each_prompt_is_ranked_rated_and_commented_on(tmp_path: Path) -> None:
     record, rows = collect(tmp_path, Roles())
+    assert record["unjudged"] == 0
     assert record["rows"] == len(rows) == 5 * (1 + config().feedback.answers + 1)
     assert {answer.sampler for row in rows for answer in row.answers} == {"base-policy"}
     assert all(row.display_order for row in rows if row.ranking)
@@ -53,8 +54,10 @@ def test_the_wrong_share_is_told(tmp_path: Path) -> None:
 
 
 def test_nobody_judges_an_empty_answer(tmp_path: Path) -> None:
-    _, rows = collect(tmp_path, Mute())
+    record, rows = collect(tmp_path, Mute())
     assert rows
+    judged = sum(row.kind == "rating" for row in rows)
+    assert record["unjudged"] == 5 * config().feedback.answers - judged > 0
     assert all(answer.text.strip() for row in rows for answer in row.answers)
 
 

@@ -1,0 +1,5 @@
+"""`python -m rlhf_ray.cli`."""
+
+from rlhf_ray.cli import main
+
+main()
