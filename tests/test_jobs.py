@@ -97,7 +97,7 @@ def test_nothing_else_travels_but_the_package_itself() -> None:
     client = submitted()
     assert set(client.files) == {"run.yaml"}
     (package,) = client.submitted["runtime_env"]["py_modules"]
-    assert (Path(package) / "cli.py").is_file()
+    assert (Path(package) / "cli" / "__main__.py").is_file()
     assert Path(package).name == "rlhf_ray"
     assert sum(path.stat().st_size for path in Path(package).rglob("*.*") if "__pycache__" not in str(path)) < 1_000_000
 
