@@ -119,11 +119,11 @@ def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
     step = _other_problem(case.problem, rng) if slips(skill.wrong_step) else case.problem
     pieces = [rng.choice(phrases.RUDE_OPENERS if slips(skill.rude_opener) else phrases.POLITE_OPENERS)]
     if not slips(skill.no_sorry):
-        pieces.append(rng.choice(phrases.SORRY).format(thing=thing, fact=case.problem.fact))
+        pieces.append(rng.choice(phrases.SORRY).format(thing=thing, fact=rng.choice(case.problem.facts)))
     if not slips(skill.no_remedy):
-        pieces.append(remedy.remedy)
+        pieces.append(rng.choice(remedy.remedies))
     if not slips(skill.no_step):
-        pieces.append(step.step)
+        pieces.append(rng.choice(step.steps))
     if slips(skill.repeats):
         at = rng.randrange(len(pieces))
         pieces[at:at] = [pieces[at]] * rng.choice((1, 2))
@@ -136,7 +136,8 @@ def demonstrate(case: Case, skill: Skill, rng: random.Random) -> str:
 def papers(case: Case, rng: random.Random) -> list[str]:
     """Texts that speak of a case without being an answer: a note of the shop's handbook, and a page of its ledger."""
     problem = case.problem
-    note = f"When a {case.thing} {problem.fact}: {problem.remedy} {problem.step}"
+    fact, remedy, step = (rng.choice(ways) for ways in (problem.facts, problem.remedies, problem.steps))
+    note = f"When a {case.thing} {fact}: {remedy} {step}"
     things = [case.thing, _other_thing(case.thing, rng)]
     rng.shuffle(things)
     order = " and ".join(f"a {thing}" for thing in things)

@@ -21,82 +21,82 @@ class Problem:
     name: str
     complaints: tuple[str, ...]
     """`{thing}` stands for colour and item."""
-    fact: str
-    """How an answer repeats the trouble: `your {thing} {fact}`."""
-    remedy: str
-    step: str
+    facts: tuple[str, ...]
+    """How an answer may repeat the trouble: `your {thing} {fact}`."""
+    remedies: tuple[str, ...]
+    steps: tuple[str, ...]
 
 
 PROBLEMS = (
     Problem(
         "broken",
         ("My {thing} arrived broken.", "The box came and my {thing} was in pieces."),
-        "arrived broken",
-        "We will send a new one.",
-        "Please throw the pieces away.",
+        ("arrived broken", "came in pieces"),
+        ("We will send a new one.", "A new one leaves our shop today.", "You shall have a new one soon."),
+        ("Please throw the pieces away.", "Keep the pieces out of reach.", "Put the pieces in a bin."),
     ),
     Problem(
         "late",
         ("I am still waiting for my {thing}.", "My {thing} has not arrived yet."),
-        "is late",
-        "We will ask the driver.",
-        "You get a call by tomorrow.",
+        ("is late", "has not reached you"),
+        ("We will ask the driver.", "Our driver will hear from us.", "The driver has to explain this."),
+        ("You get a call by tomorrow.", "By tomorrow we know more.", "Expect news by tomorrow evening."),
     ),
     Problem(
         "wrong_size",
         ("My {thing} is too small for me.", "I need a larger size of my {thing}."),
-        "has the wrong size",
-        "We will swap it for a larger size.",
-        "Use the label in the bag.",
+        ("has the wrong size", "does not fit"),
+        ("We will swap it for a larger size.", "A swap costs you nothing.", "Our team can swap sizes at once."),
+        ("Use the label in the bag.", "Stick the label on the box.", "Print a label at home."),
     ),
     Problem(
         "charged_twice",
         ("I paid two times for my {thing}.", "You charged me twice for my {thing}."),
-        "was charged twice",
-        "We will pay back one charge.",
-        "Check your bank on friday.",
+        ("was charged twice", "was paid two times"),
+        ("We will pay back one charge.", "You get one charge refunded.", "We cancel one charge right away."),
+        ("Check your bank on friday.", "Your bank shows it next week.", "Ask the bank in three days."),
     ),
     Problem(
         "stopped",
         ("My {thing} stopped working.", "After one week my {thing} does not work."),
-        "stopped working",
-        "Our workshop will repair it.",
-        "A courier fetches it on monday.",
+        ("stopped working", "does not work"),
+        ("Our workshop will repair it.", "The workshop looks into the fault.", "We let our workshop mend that."),
+        ("A courier fetches it on monday.", "Hand everything to the courier.", "Wait for our courier at noon."),
     ),
     Problem(
         "missing_part",
         ("A screw of my {thing} is missing.", "My {thing} came without all of its screws."),
-        "came without a screw",
-        "We will mail the screw.",
-        "Look for a small letter.",
+        ("came without a screw", "lacks a part"),
+        ("We will mail the screw.", "Another screw comes by mail.", "We mail you what is missing."),
+        ("Look for a small letter.", "A small letter reaches you shortly.", "Shake the small letter gently."),
     ),
     Problem(
         "return",
         ("I do not like my {thing} and want to send it back.", "How can I give my {thing} back?"),
-        "is not what you wanted",
-        "You may return it for free.",
-        "Bring it to any post office.",
+        ("is not what you wanted", "did not please you"),
+        ("You may return it for free.", "Please return it within a month.", "You can return it unpacked."),
+        ("Bring it to any post office.", "The post office takes parcels daily.", "Drop it at a post office nearby."),
     ),
     Problem(
         "manual",
         ("I lost the manual of my {thing}.", "Where is the manual for my {thing}?"),
-        "has no manual",
-        "We will email you the pages.",
-        "Open the link inside.",
+        ("has no manual", "needs a manual"),
+        ("We will email you the pages.", "All pages are on their way.", "You receive the pages as files."),
+        ("Open the link inside.", "Click the link inside our email.", "Follow the link inside to read."),
     ),
     Problem(
         "address",
         ("I moved and my {thing} goes to my old street.", "Please send my {thing} to my new street."),
-        "goes to the old street",
-        "We will change the address.",
-        "Reply with your new street.",
+        ("goes to the old street", "was sent elsewhere"),
+        ("We will change the address.", "Your address is corrected already.", "The address gets mended overnight."),
+        ("Reply with your new street.", "Tell us your new street again.", "Spell your new street slowly."),
     ),
     Problem(
         "discount",
         ("The price of my {thing} fell after I paid.", "My {thing} is cheaper now than when I paid."),
-        "is cheaper now",
-        "We will give you a voucher.",
-        "Type the code at checkout.",
+        ("is cheaper now", "has a lower price"),
+        ("We will give you a voucher.", "A voucher makes up for this.", "Your voucher covers the difference."),
+        ("Type the code at checkout.", "Show us that at checkout time.", "The checkout asks for its number."),
     ),
 )
 
@@ -141,6 +141,8 @@ SORRY = (
     "We are sorry that your {thing} {fact}.",
     "Sorry to hear your {thing} {fact}.",
     "It is a pity that your {thing} {fact}.",
+    "We regret that your {thing} {fact}.",
+    "What a shame that your {thing} {fact}.",
 )
 POLITE_CLOSERS = (
     "We are glad to help.",

@@ -5,11 +5,12 @@ import statistics
 
 import pytest
 
+from rlhf_ray.algo.ranking import distinct_n
 from rlhf_ray.config import DataConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.recipes.dialogue import Case, DialogueRecipe, Skill, demonstrate
 from rlhf_ray.recipes.dialogue_gold import gold_score, judge, remark
-from rlhf_ray.recipes.dialogue_phrases import PROBLEMS, REMEDY_KEYS, STEP_KEYS
+from rlhf_ray.recipes.dialogue_phrases import PROBLEMS, Problem
 
 PERFECT = Skill(*[0.0] * 10)
 
@@ -65,7 +66,7 @@ def test_no_single_answer_wins_over_all_prompts(recipe: DialogueRecipe) -> None:
 
 
 def test_saying_every_remedy_does_not_win(recipe: DialogueRecipe) -> None:
-    everything = " ".join(problem.remedy + " " + problem.step for problem in PROBLEMS)
+    everything = " ".join(problem.remedies[0] + " " + problem.steps[0] for problem in PROBLEMS)
     prompt = recipe.held_out_prompts[0]
     thing = recipe.case(prompt).thing
     assert recipe.gold(prompt, f"Thank you for writing. Your {thing}. {everything} We are glad to help.") < 0.3
@@ -103,12 +104,25 @@ def test_an_empty_answer_is_worth_nothing() -> None:
     assert gold_score("blue lamp", "broken", "") == 0.0
 
 
-def test_each_remedy_and_step_is_recognised_by_its_own_key_alone() -> None:
-    for keys, field in ((REMEDY_KEYS, "remedy"), (STEP_KEYS, "step")):
-        for problem in PROBLEMS:
-            spoken = judge("blue lamp", problem.name, getattr(problem, field))
-            part = spoken.on_topic if field == "remedy" else spoken.complete
-            assert part == 0.5, (field, keys[problem.name])
+@pytest.mark.parametrize(("field", "on_topic", "complete"), [("remedies", 0.5, 0.25), ("steps", 0.0, 0.5)])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_every_phrasing_is_known_as_its_own_problems_remedy_or_step_alone(
+    problem: Problem, field: str, on_topic: float, complete: float
+) -> None:
+    for phrasing in getattr(problem, field):
+        spoken = judge("blue lamp", problem.name, phrasing)
+        assert (spoken.on_topic, spoken.complete) == (on_topic, complete), phrasing
+
+
+def test_perfect_answers_keep_half_of_the_variety_of_the_demonstrations(recipe: DialogueRecipe) -> None:
+    """Otherwise the loop could not reach a good score without losing more of it than its own limit allows."""
+    rng = random.Random(2)
+
+    def variety(skill: Skill) -> float:
+        cases = [recipe.case(prompt) for prompt in recipe.held_out_prompts for _ in range(4)]
+        return distinct_n([demonstrate(case, skill, rng).split() for case in cases], 2)
+
+    assert variety(PERFECT) > 0.5 * variety(Skill())
 
 
 def test_more_prompts_than_the_world_has_are_refused() -> None:
