@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: help install demo test check format bench results chaos wheel constraints
+.PHONY: help install demo test check format docs bench results chaos wheel constraints
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -41,6 +41,9 @@ check: $(INSTALLED)  ## lint, formatting, types
 format: $(INSTALLED)  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## docs/commands.md and docs/configuration.md, from the code
+	@$(BIN)/python docs/make.py
 
 bench: $(INSTALLED)  ## every benchmark, each a ratio against a bound or a peer
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done

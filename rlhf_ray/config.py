@@ -63,10 +63,15 @@ class ModelConfig(Section):
     path: Path | None = None
     """A Hugging Face folder to start from; without it a small Llama is trained from scratch."""
     vocabulary: Annotated[int, Field(ge=260)] = 1024
+    """Tokens of a new tokenizer, at most; 256 of them are bytes."""
     hidden: Count = 128
+    """Width of a new model."""
     layers: Count = 4
+    """Depth of a new model."""
     heads: Count = 4
+    """Attention heads of a new model; vLLM on CPU takes only some sizes of a head."""
     intermediate: Count = 384
+    """Width of a new model's feed-forward layers."""
     context: Count = 256
     """Longest prompt plus response, in tokens."""
 
@@ -75,6 +80,7 @@ class FitConfig(Section):
     """A supervised fit that ends when its validation loss is flat."""
 
     learning_rate: Positive = 3e-3
+    """Of AdamW, after a short warm-up."""
     batch_size: Count = 32
     """Sequences an optimizer step."""
     max_epochs: Annotated[float, Field(ge=0)] = 10
@@ -86,6 +92,7 @@ class FitConfig(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.003
     """Nats; a smaller gain is no improvement."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
     tail: Positive = 0.2
     """Steps over which the learning rate falls to zero, as a share of those before; noisy labels want many."""
 
@@ -122,6 +129,7 @@ class AnnotatorConfig(Section):
     """The simulated people of a generated recipe."""
 
     count: Count = 8
+    """How many people judge."""
     flip: Probability = 0.1
     """Share of choices that an annotator gets the wrong way round."""
     rating_noise: Annotated[float, Field(ge=0)] = 0.5
@@ -168,8 +176,11 @@ class RolloutConfig(Section):
     samples: Count = 1
     """Responses a prompt."""
     temperature: Positive = 1.0
+    """Log-probs are those of the tempered distribution."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of probability that is sampled from; log-probs are those of this nucleus."""
     max_tokens: Count = 64
+    """Longest response."""
     generators: Count = 1
     """vLLM engines, each an actor of its own: so many are wanted, and asked for at once."""
     min_generators: Count | None = None
@@ -191,7 +202,9 @@ class KLConfig(Section):
     horizon: Count = 2000
     """Rollouts over which the adaptive controller acts."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How a token's KL is estimated from two log-probs: `algo/kl.py` has the formulas."""
     where: Literal["reward"] = "reward"
+    """Subtracted from the reward, token by token."""
     limit: Positive = 25.0
     """Nats a response, mean over a step; above it the run stops as diverged."""
 
@@ -200,22 +213,35 @@ class PPOConfig(Section):
     """The loop and its arithmetic."""
 
     steps: Count = 30
+    """How often the loop goes round. A finished run goes on where it is raised."""
     advantage: Literal["gae"] = "gae"
+    """Generalized advantage estimation, with a critic."""
     loss: Literal["clip"] = "clip"
+    """The clipped surrogate."""
     epochs: Count = 2
     """Passes over a step's rollouts."""
     minibatch: Count = 32
     """Rollouts an optimizer step."""
     learning_rate: Positive = 2e-4
+    """Of the policy's AdamW."""
     critic_learning_rate: Positive = 1e-3
+    """Of the critic's AdamW."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount a token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Of GAE: 1 trusts returns alone, 0 the critic alone."""
     clip: Positive = 0.2
+    """How far a token's probability ratio may move from 1 before it earns nothing more."""
     value_clip: Positive = 0.2
+    """How far a value may move from the one at sampling before it earns nothing more."""
     value_coef: Positive = 0.5
+    """Weight of the value loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of an entropy bonus."""
     max_grad_norm: Positive = 1.0
+    """Longer gradients are scaled down to it, policy and critic apart."""
     whiten_advantages: bool = True
+    """Mean 0 and standard deviation 1 over a step's response tokens."""
     normalise_rewards: bool = True
     """Divide by a running standard deviation and subtract a running mean."""
     reward_clip: Positive | None = 5.0
@@ -242,6 +268,7 @@ class CheckpointConfig(Section):
     every: Count = 10
     """PPO steps between two checkpoints; the last step always makes one."""
     keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that stay on disk."""
 
 
 class ResourcesConfig(Section):
@@ -256,9 +283,13 @@ class ResourcesConfig(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads for each role; 0: all cores, for in a synchronous step one role works at a time."""
     generator_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one generator."""
     learner_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of the learner."""
     scorer_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one scorer."""
     scorers: Count = 1
+    """Reward-model actors that share a step's answers."""
     kv_cache_mib: Count = 256
     """Memory for one engine's cache of keys and values."""
     compile_engine: bool = False
@@ -277,7 +308,9 @@ class Config(Section):
     recipe: Literal["dialogue", "preferences"] = "dialogue"
     """`dialogue`: an invented world with a gold score; `preferences`: people's choices from `data.path`."""
     seed: int = 0
+    """What every draw of the run follows from: world, initial weights, prompts, samples."""
     deterministic: bool = False
+    """Refuse settings by which two runs of one seed would differ: rollouts shared out by load."""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

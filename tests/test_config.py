@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config import Config, dump_config, known_keys, load_config
+from rlhf_ray.config import Config, dump_config, load_config
 from rlhf_ray.errors import ConfigError
 
 
@@ -93,13 +93,6 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, content: s
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         load_config(tmp_path / "nowhere.yaml")
-
-
-def test_every_key_is_documented() -> None:
-    schema = Config.model_json_schema(by_alias=True)
-    sections = [schema, *schema["$defs"].values()]
-    assert len(list(known_keys())) > 80
-    assert all(section.get("description") for section in sections)
 
 
 JOBS = Path(__file__).parent.parent / "deployments" / "jobs"

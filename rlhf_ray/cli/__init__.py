@@ -52,9 +52,17 @@ class By(StrEnum):
 
 
 @app.command()
-def demo(overrides: Overrides = None) -> None:
-    """The whole loop on an invented world in minutes: base policy, feedback, reward model, PPO, report."""
-    _run(load(None, ["run.id=demo", *(overrides or [])]), "ppo")
+def demo(
+    overrides: Overrides = None,
+    serve: Annotated[bool, typer.Option(help="Serve the result for a moment, ask it once and rate its answer.")] = True,
+) -> None:
+    """The whole loop on an invented world in minutes: base policy, feedback, reward model, PPO, report; then served."""
+    run = _run(load(None, ["run.id=demo", *(overrides or [])]), "ppo")
+    if serve:
+        from rlhf_ray.serving.visit import visit
+
+        typer.echo("== service")
+        visit(run, say=typer.echo)
 
 
 @app.command()
@@ -135,6 +143,18 @@ def config_schema() -> None:
     from rlhf_ray.config import Config
 
     _print_json(Config.model_json_schema(by_alias=True))
+
+
+@config_app.command("reference")
+def config_reference(
+    service: Annotated[bool, typer.Option("--service", help="Those of `rlhf serve` instead of a run's.")] = False,
+) -> None:
+    """Print every key with what it takes, its default and meaning, as Markdown."""
+    from rlhf_ray.config import Config
+    from rlhf_ray.config_reference import reference
+    from rlhf_ray.serving.settings import ServiceConfig
+
+    typer.echo(reference(ServiceConfig if service else Config), nl=False)
 
 
 @feedback_app.command("import")
@@ -220,14 +240,14 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _run(config: "Config", until: "Stage") -> None:
+def _run(config: "Config", until: "Stage") -> Path:
     if config.resources.address is not None:
         from rlhf_ray.plan import require_room
 
         typer.echo(require_room(config))
     from rlhf_ray.training.stages import run_stages
 
-    run_stages(config, until=until, say=lambda line: typer.echo(line))
+    return run_stages(config, until=until, say=lambda line: typer.echo(line))
 
 
 def _print_json(content: Any) -> None:

@@ -16,14 +16,17 @@ class PolicySettings(Section):
     """How prompts are answered: replicas, each a whole vLLM engine."""
 
     replicas: Count = 1
+    """Engines to start with."""
     max_replicas: Count | None = None
     """Where it is above `replicas`, load adds replicas up to it."""
     context: Count | None = None
     """Longest prompt plus answer, in tokens; by default the model's own."""
     kv_cache_mib: Count = 256
+    """Memory for one engine's cache of keys and values."""
     threads: Count = 1
     """CPU cores of a replica."""
     gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a replica; 0: it runs on CPU."""
     max_tokens: Count = 1024
     """Most tokens that one answer may ask for."""
     max_choices: Annotated[int, Field(ge=1, le=8)] = 8
@@ -42,11 +45,13 @@ class RewardSettings(Section):
     """How answers are scored."""
 
     replicas: Count = 1
+    """Reward models to start with."""
     max_replicas: Count | None = None
     """Where it is above `replicas`, load adds replicas up to it."""
     threads: Count = 1
     """CPU cores of a replica."""
     gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a replica; 0: it runs on CPU."""
     max_items: Count = 64
     """Answers that one request may bring."""
     batch: Count = 64
@@ -54,8 +59,11 @@ class RewardSettings(Section):
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.005
     """How long a batch that is not full waits for more."""
     max_ongoing: Count = 128
+    """Requests that one replica works on at a time."""
     max_queued: Count = 256
+    """Requests that wait for a replica; more are refused with 503 and Retry-After."""
     deadline_s: Positive = 30
+    """One request, its wait for a batch included."""
 
 
 class LimitSettings(Section):
@@ -66,9 +74,11 @@ class LimitSettings(Section):
     concurrent: Count = 64
     """Requests of one key under way at a time."""
     body_bytes: Count = 1 << 20
+    """The cap for all other bodies."""
     feedback_bytes: Count = 256 << 10
     """The cap for bodies under /v1/feedback."""
     json_depth: Count = 32
+    """Deepest nesting of a body."""
     body_deadline_s: Positive = 10
     """How long a body may take to arrive."""
 
@@ -85,6 +95,7 @@ class ServiceConfig(Section):
     host: str = "127.0.0.1"
     """Where the service listens. Anything but loopback is refused while there are no keys."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """The door's port."""
     hosts: tuple[str, ...] = ()
     """Names under which callers reach the service, besides loopback's and `host` (the Host header is checked)."""
     parts: Annotated[frozenset[Part], Field(min_length=1)] = frozenset({"policy", "reward", "feedback"})

@@ -4,7 +4,8 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
     registry.close()
 
 
-def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say) -> None:
-    """Starts the service on a local Ray, or on the cluster at `address`, and returns after SIGINT or SIGTERM."""
+@contextmanager
+def serving(config: ServiceConfig, *, address: str | None, say: Say) -> Iterator[Stopping]:
+    """The service, up on a local Ray or on the cluster at `address`, down again at the end.
+
+    In here SIGINT and SIGTERM are only noted, in what is yielded; one that came while it started is there already.
+    """
     refuse_taken(config.host, config.port)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -95,14 +100,20 @@ def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say)
             serve.run_many([serve.RunTarget(bound, name=APP, route_prefix="/")], wait_for_applications_running=False)
             with stopping.graceful():
                 wait_running(serve, stopping, say=say)
-                if not stopping.asked:
-                    say(where_to_ask(config))
-                while not stopping.asked:
-                    time.sleep(LOOK_EVERY_S)
+                yield stopping
             say("stopping: answers under way are finished first")
             serve.shutdown()
         finally:
             ray.shutdown()
+
+
+def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    with serving(config, address=address, say=say) as stopping:
+        if not stopping.asked:
+            say(where_to_ask(config))
+        while not stopping.asked:
+            time.sleep(LOOK_EVERY_S)
 
 
 def wait_running(serve: Any, stopping: Stopping, *, say: Say, within_s: float = READY_WITHIN_S) -> None:

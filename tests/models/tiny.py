@@ -30,7 +30,7 @@ def make_policy(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **override
     return new_policy(ModelConfig(**size), tokenizer, seed=seed)
 
 
-def make_policy_folder(folder: Path) -> Path:
-    tokenizer = make_tokenizer()
-    save_policy(folder, make_policy(tokenizer), tokenizer)
+def make_policy_folder(folder: Path, *, context: int = 48) -> Path:
+    tokenizer = make_tokenizer(context=context)
+    save_policy(folder, make_policy(tokenizer, context=context), tokenizer)
     return folder

@@ -1,46 +1,18 @@
 """A policy behind Ray Serve with the real engine: OpenAI's client, answers by version, and a swap under load."""
 
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import openai
 import pytest
-import ray
-from ray import serve
 
 from rlhf_ray.models.registry import Registry
-from rlhf_ray.serving.app import application
-from rlhf_ray.serving.auth import KeyStore
-from rlhf_ray.serving.settings import PolicySettings, ServiceConfig
-from tests.on_serve.taught import QUESTIONS, TOKENS, answer_of, taught_policy
+from rlhf_ray.serving.settings import PolicySettings
+from tests.on_serve.running import Running, running
+from tests.on_serve.taught import QUESTIONS, answer_of, taught_policy
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(280)]
-
-
-@dataclass
-class Running:
-    url: str
-    key: str
-    registry: Registry
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
-
-    def ask(self, question: str, **fields: Any) -> Any:
-        asked: dict[str, Any] = {"temperature": 0, "max_tokens": TOKENS, **fields}
-        return self.client().chat.completions.create(
-            model="policy", messages=[{"role": "user", "content": question}], **asked
-        )
-
-    def promoted(self) -> int:
-        version = self.registry.promoted("policy")
-        assert version
-        return version.number
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +22,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     for number in (1, 2, 3):
         registry.publish("policy", taught_policy(root / f"policy-{number}", number), lineage={})
     registry.promote("policy", 1, by="test")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = ServiceConfig(
-        registry=registry.root,
-        store=str(root / "feedback.db"),
-        keys=str(root / "keys.db"),
-        port=port,
-        parts=frozenset({"policy", "feedback"}),
-        policy=PolicySettings(kv_cache_mib=64, max_tokens=64, deadline_s=60, swap_deadline_s=60),
-    )
-    running = Running(f"http://127.0.0.1:{port}", KeyStore(config.keys).create("test", "admin"), registry)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(application(config), name="test")
-    yield running
-    serve.shutdown()
-    ray.shutdown()
+    policy = PolicySettings(kv_cache_mib=64, max_tokens=64, deadline_s=60, swap_deadline_s=60)
+    with running(root, registry, parts={"policy", "feedback"}, policy=policy) as service:
+        yield service
     registry.close()
 
 
@@ -113,70 +70,9 @@ def test_a_prompt_that_is_too_long_never_reaches_the_engine(service: Running) ->
 
 def test_feedback_can_name_an_answer_as_soon_as_it_is_there(service: Running) -> None:
     answer = service.ask(QUESTIONS[0])
-    headers = {"Authorization": f"Bearer {service.key}"}
     body = {"completion_id": answer.id, "rating": 4}
-    found = httpx.post(f"{service.url}/v1/feedback", json=body, headers=headers, timeout=30)
+    found = httpx.post(f"{service.url}/v1/feedback", json=body, headers=service.headers, timeout=30)
     assert found.status_code == 201, found.text
-
-
-class Asker(threading.Thread):
-    """Asks again and again, by turns in one piece and as a stream, and holds each answer against its version's."""
-
-    def __init__(self, service: Running, number: int) -> None:
-        super().__init__(daemon=True)
-        self.service, self.number = service, number
-        self.stop = threading.Event()
-        self.versions: list[int] = []
-        self.wrong: list[str] = []
-
-    def run(self) -> None:
-        turn = self.number
-        while not self.stop.is_set():
-            turn += 1
-            question = QUESTIONS[turn % len(QUESTIONS)]
-            try:
-                version, text = self.whole(question) if turn % 2 else self.streamed(question)
-            except openai.OpenAIError as error:
-                self.wrong.append(repr(error))
-                continue
-            self.versions.append(version)
-            if text != answer_of(version, question):
-                self.wrong.append(f"version {version} answered {text!r}")
-
-    def whole(self, question: str) -> tuple[int, str]:
-        answer = self.service.ask(question)
-        return answer.policy_version, answer.choices[0].message.content
-
-    def streamed(self, question: str) -> tuple[int, str]:
-        chunks = list(self.service.ask(question, stream=True))
-        versions = {chunk.policy_version for chunk in chunks}
-        assert len(versions) == 1, "an answer made by two versions"
-        return versions.pop(), "".join(chunk.choices[0].delta.content for chunk in chunks)
-
-
-def wait_until_served(service: Running, number: int, within_s: float = 90) -> float:
-    start = time.monotonic()
-    while service.ask(QUESTIONS[0]).policy_version != number:
-        assert time.monotonic() - start < within_s, f"version {number} is not served"
-        time.sleep(0.2)
-    return time.monotonic() - start
-
-
-def test_a_promoted_version_is_taken_under_load_and_no_answer_is_wrong_or_lost(service: Running) -> None:
-    askers = [Asker(service, number) for number in range(4)]
-    for asker in askers:
-        asker.start()
-    time.sleep(2)
-    service.registry.promote("policy", 2, by="test")
-    seconds = wait_until_served(service, 2)
-    time.sleep(1)
-    for asker in askers:
-        asker.stop.set()
-    for asker in askers:
-        asker.join(60)
-    print(f"served after {seconds:.1f} s, {sum(len(asker.versions) for asker in askers)} answers")
-    assert [line for asker in askers for line in asker.wrong] == []
-    assert {version for asker in askers for version in asker.versions} == {1, 2}
 
 
 def test_a_version_that_was_damaged_after_its_promotion_fails_and_the_old_one_answers_on(service: Running) -> None:
@@ -198,10 +94,9 @@ def test_a_version_that_was_damaged_after_its_promotion_fails_and_the_old_one_an
 
 def test_a_caller_who_goes_away_frees_the_replica(service: Running) -> None:
     body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 64}
-    headers = {"Authorization": f"Bearer {service.key}"}
     for _ in range(40):
         with pytest.raises(httpx.TimeoutException):
-            httpx.post(f"{service.url}/v1/chat/completions", json=body, headers=headers, timeout=0.03)
+            httpx.post(f"{service.url}/v1/chat/completions", json=body, headers=service.headers, timeout=0.03)
     start = time.monotonic()
     service.ask(QUESTIONS[0])
     assert time.monotonic() - start < 20

@@ -8,9 +8,9 @@ from rlhf_ray.training.run_folder import RunFolder
 from tests.models.tiny import make_policy_folder
 
 
-def make_run(root: Path, name: str = "tiny") -> Path:
+def make_run(root: Path, name: str = "tiny", *, context: int = 48) -> Path:
     folder = RunFolder.open(load_config(None, [f"run.root={root}", f"run.id={name}"]))
     folder.close()
-    make_policy_folder(folder.policy)
+    make_policy_folder(folder.policy, context=context)
     new_reward_model(folder.policy, "decoder").save(folder.reward_model)
     return folder.path
