@@ -9,7 +9,6 @@
 """
 
 import contextlib
-import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.roles.joining import use_token
 
 ANSWER_S = 5
 """Seconds that a cluster has for an answer; a preflight asks at most twice."""
@@ -122,15 +122,6 @@ def node_types(path: Path) -> dict[str, Any]:
         if document.get("kind") in ("RayCluster", "RayJob", "RayService"):
             return _kuberay_node_types(document, path)
     raise ConfigError(f"{path} is neither a Ray launcher config (available_node_types) nor a KubeRay manifest")
-
-
-def use_token() -> None:
-    """Lets this process show the token that lies ready; Ray by itself does so only for a cluster of its own."""
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.dashboard").propagate = False  # its modules set levels of their own, and chat
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def knock(host: str, port: int, name: str) -> None:

@@ -102,7 +102,7 @@ class PretrainConfig(FitConfig):
 
     batch_size: Count = 16
     eval_every: Count = 100
-    min_improvement: Annotated[float, Field(ge=0)] = 0.01
+    min_improvement: Annotated[float, Field(ge=0)] = 0.015
 
 
 class SFTConfig(FitConfig):
@@ -111,7 +111,7 @@ class SFTConfig(FitConfig):
     learning_rate: Positive = 2e-3
     batch_size: Count = 16
     eval_every: Count = 100
-    min_improvement: Annotated[float, Field(ge=0)] = 0.01
+    min_improvement: Annotated[float, Field(ge=0)] = 0.015
 
 
 class RewardFitConfig(FitConfig):
@@ -143,7 +143,7 @@ class FeedbackConfig(Section):
 
     store: str | None = None
     """Database URL; by default `feedback.db` in the run folder."""
-    prompts: Count = 1800
+    prompts: Count = 1500
     """Training prompts whose answers are judged."""
     answers: Annotated[int, Field(ge=2, le=16)] = 6
     """Answers sampled and ranked a prompt."""
@@ -195,7 +195,7 @@ class RolloutConfig(Section):
 class KLConfig(Section):
     """How the policy is held near the reference."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.17
+    coef: Annotated[float, Field(ge=0)] = 0.15
     """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
     target: Positive | None = None
     """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""
@@ -222,7 +222,7 @@ class PPOConfig(Section):
     """Passes over a step's rollouts."""
     minibatch: Count = 32
     """Rollouts an optimizer step."""
-    learning_rate: Positive = 2e-4
+    learning_rate: Positive = 3e-4
     """Of the policy's AdamW."""
     critic_learning_rate: Positive = 1e-3
     """Of the critic's AdamW."""

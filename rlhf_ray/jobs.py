@@ -16,9 +16,10 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import rlhf_ray
-from rlhf_ray.clusters import DASHBOARD_PORT, knock, token_refusals_explained, use_token
+from rlhf_ray.clusters import DASHBOARD_PORT, knock, token_refusals_explained
 from rlhf_ray.config import Config, dump_config
 from rlhf_ray.errors import ConfigError, InfrastructureError, InputError, Interrupted
+from rlhf_ray.roles.joining import use_token
 
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DASHBOARD_PORT}"
 REQUEST_S = 30

@@ -30,3 +30,9 @@ def test_the_door_imports_nothing_heavy() -> None:
     script = f"import rlhf_ray.cli, sys; print([name for name in {HEAVY} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.strip() == "[]"
+
+
+def test_what_lists_versions_and_what_opens_the_service_need_no_torch() -> None:
+    script = "import rlhf_ray.models.registry, rlhf_ray.serving.app, sys; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == "False"

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from rlhf_ray.errors import NoValidCheckpoint
-from rlhf_ray.models.folder import fsync
+from rlhf_ray.models.files import fsync
 
 SCHEMA = 1
 SPARE = 1.2

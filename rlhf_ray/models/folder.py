@@ -1,8 +1,6 @@
-"""Plain Hugging Face folders: checked before they are loaded, never left half-written."""
+"""Plain Hugging Face folders: loaded whole or not at all, never left half-written."""
 
 import contextlib
-import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from rlhf_ray.errors import ModelError
+from rlhf_ray.models.files import fsync
 
 
 class Saveable(Protocol):
@@ -21,20 +20,6 @@ class Saveable(Protocol):
 
     def save_pretrained(self, save_directory: str, /) -> Any:
         """Writes its files into a folder."""
-
-
-def read_folder(path: Path, use: str) -> dict[str, Any]:
-    """The parsed `config.json` of a model folder whose files may be loaded: local, safetensors, no code of its own."""
-    if not path.is_dir():
-        raise ModelError(f"no {use} at {path}: give a folder that save_pretrained wrote")
-    config = _read_json(path / "config.json", use)
-    tokenizer_config = path / "tokenizer_config.json"
-    for parsed in (config, _read_json(tokenizer_config, use) if tokenizer_config.exists() else {}):
-        if "auto_map" in parsed:
-            raise ModelError(f"{use} {path} wants to run Python code of its own (auto_map); use a model without it")
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{use} {path} holds no *.safetensors weights; save it again with save_pretrained")
-    return config
 
 
 def load_weights(auto_class: Any, path: Path, use: str) -> Any:
@@ -94,24 +79,3 @@ def save_folder(folder: Path, *parts: Saveable) -> None:
         shutil.rmtree(new, ignore_errors=True)
     fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def fsync(path: Path) -> None:
-    """Returns once a file or a folder's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_json(path: Path, use: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{use} {path.parent} has no {path.name}: give a folder that save_pretrained wrote") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return parsed

@@ -17,7 +17,8 @@ from transformers import (
 
 from rlhf_ray.config import ModelConfig
 from rlhf_ray.errors import DataError, ModelError
-from rlhf_ray.models.folder import explained, load_weights, read_folder, save_folder
+from rlhf_ray.models.files import read_folder
+from rlhf_ray.models.folder import explained, load_weights, save_folder
 from rlhf_ray.types import Exchange, Message, Prompt
 
 PAD, START, END = "<pad>", "<s>", "</s>"

@@ -10,20 +10,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import safe_open
 from sqlalchemy import Column, Connection, Integer, MetaData, Row, Table, Text, insert, select
 
 from rlhf_ray.errors import InfrastructureError, InputError, ModelError
-from rlhf_ray.models.folder import fsync, read_folder
-from rlhf_ray.models.policy import load_policy
-from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.models.files import fsync, read_folder
 from rlhf_ray.sqlite import Database, append_only
 
 Kind = Literal["policy", "reward_model"]
@@ -109,12 +105,14 @@ class Registry:
 
         `ModelError` for what cannot be served: links, code of its own, what does not load or is not finite.
         """
+        from rlhf_ray.models.soundness import refuse_unusable  # brings torch, which only publishing needs
+
         origin = json.dumps(dict(lineage), sort_keys=True, ensure_ascii=False, allow_nan=False)
         kept = self.root / FOLDERS[kind]
         new = kept / f".new-{secrets.token_hex(6)}"
         try:
             files = _copy(folder, new, kind)
-            _refuse_unusable(new, kind)
+            refuse_unusable(new, kind)
             _write_manifest(new / MANIFEST, files)
             return self._number(kind, new, _sha256(files), origin)
         except OSError as error:
@@ -261,23 +259,6 @@ def _copy_file(source: Path, target: Path) -> str:
         os.fchmod(copy.fileno(), 0o444)
         os.fsync(copy.fileno())
     return digest.hexdigest()
-
-
-def _refuse_unusable(folder: Path, kind: Kind) -> None:
-    if kind == "policy":
-        load_policy(folder)
-    else:
-        load_reward_model(folder)
-    for name, tensor in _tensors(folder):
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise ModelError(f"{_word(kind)} has weights that are not finite ({name}): it was not published")
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no dictionary
-                yield name, opened.get_tensor(name)
 
 
 def _write_manifest(path: Path, files: Mapping[str, str]) -> None:

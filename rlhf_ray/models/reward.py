@@ -19,7 +19,8 @@ from transformers import (
 
 from rlhf_ray.algo.batching import by_length, pad
 from rlhf_ray.errors import ModelError
-from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, read_folder, save_folder
+from rlhf_ray.models.files import read_folder
+from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, save_folder
 from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
 from rlhf_ray.types import Exchange, Message
 

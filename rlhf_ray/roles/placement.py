@@ -13,9 +13,6 @@ With `resources.pin_roles` a role asks for a seat of its own name besides, which
 import contextlib
 import logging
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,12 +23,13 @@ import ray
 import torch
 
 from rlhf_ray.config import Config
-from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.roles.actors import GeneratorActor, LearnerActor, ScorerActor
 from rlhf_ray.roles.calls import gather, stream
 from rlhf_ray.roles.generator import Engine
 from rlhf_ray.roles.groups import GeneratorGroup, Group, LearnerGroup, ScorerGroup
+from rlhf_ray.roles.joining import join
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.roles.seats import SEATS, RoleName, head_count, needs
@@ -40,7 +38,6 @@ from rlhf_ray.roles.vllm_engine import VllmEngine
 
 AnyGroup = Group | GeneratorGroup
 _G = TypeVar("_G", bound=AnyGroup)
-CONNECT_S = 30
 
 
 class Placement:
@@ -182,7 +179,7 @@ def start_ray(config: Config) -> Placement:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.resources.address is not None:
-        _join(config.resources.address)
+        join(config.resources.address)
         return Placement(config, started=False)
     _check_gpus(config)
     seats = config.rollout.generators + config.resources.scorers + 2  # the learner, and a supervised fit
@@ -205,40 +202,6 @@ def _check_gpus(config: Config) -> None:
             f"the roles ask for {wanted:g} GPUs (resources.generator_gpus and its like) and this machine has {there}; "
             "set them to 0 to run on CPU, or resources.address to a cluster that has them"
         )
-
-
-def _join(address: str) -> None:
-    """Connects to a running cluster. Ray itself waits two minutes where none answers, so a child tries first."""
-    # a driver that joins by address does not turn authentication on by itself, though its token lies ready
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    why = _refusal(address)
-    if why is None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    raise InfrastructureError(
-        f"cannot join the Ray cluster at resources.address={address}: {why}; is it up, and does RAY_AUTH_TOKEN or "
-        "RAY_AUTH_TOKEN_PATH name its token? Leave resources.address out to run on this machine"
-    )
-
-
-def _refusal(address: str) -> str | None:
-    """Why the cluster at an address cannot be joined; None where it can."""
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit():
-            socket.create_connection((host, int(port)), timeout=5).close()
-        attempt = [sys.executable, "-c", f"import ray; ray.init(address={address!r}, log_to_driver=False)"]
-        subprocess.run(attempt, timeout=CONNECT_S, check=True, capture_output=True, text=True)
-    except OSError as error:
-        return error.strerror or str(error)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {CONNECT_S} s"
-    except subprocess.CalledProcessError as error:
-        return next((line for line in reversed(error.stderr.splitlines()) if line.strip()), "it refused")
-    return None
 
 
 def _seats_here(config: Config) -> dict[str, float]:

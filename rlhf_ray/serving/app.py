@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 
 from rlhf_ray.errors import ConfigError, InfrastructureError, InputError
+from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.auth import KeyStore
 from rlhf_ray.serving.backends import Delta, GenerateCall, Readiness, ScoreItem, Scores
 from rlhf_ray.serving.door import create_door
@@ -139,7 +140,6 @@ class RewardDeployment:
     """A reward-model replica that takes the promoted version, at its start and whenever it changes."""
 
     async def __init__(self, settings: RewardSettings, registry: Path) -> None:  # type: ignore[misc] # Serve awaits it
-        from rlhf_ray.models.registry import Registry
         from rlhf_ray.serving.reward import RewardReplica
 
         self._registry = Registry(registry)
@@ -200,8 +200,6 @@ class VersionsDeployment(Versions):
     """The registry's voice, opened in its replica."""
 
     def __init__(self, registry: Path, *, lease_s: float) -> None:
-        from rlhf_ray.models.registry import Registry
-
         super().__init__(Registry(registry), lease_s=lease_s)
 
 

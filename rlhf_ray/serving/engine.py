@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlhf_ray.errors import ConfigError, InfrastructureError
-from rlhf_ray.models.folder import read_folder
+from rlhf_ray.models.files import read_folder
 from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
 from rlhf_ray.serving.canary import Piece, ServingEngine
 from rlhf_ray.serving.errors import ApiError

@@ -53,7 +53,7 @@ class PolicyHandle:
                 while True:
                     # each wait by itself: a stream goes on in another task than the one that began it
                     try:
-                        async with asyncio.timeout_at(ends_at):  # wait_for of Python 3.11 may lose a cancellation
+                        async with asyncio.timeout_at(ends_at):
                             delta = await anext(answers)
                     except StopAsyncIteration:
                         whole = True
@@ -164,7 +164,8 @@ class VersionsHandle:
 async def answer(response: Awaitable[T], who: str, deadline_s: float) -> T:
     """What a replica answers within the deadline; `who` is named where it does not."""
     with explained(who):
-        return await asyncio.wait_for(response, deadline_s)
+        async with asyncio.timeout(deadline_s):  # wait_for of Python 3.11 may lose a cancellation
+            return await response
 
 
 async def again(call: Callable[[], Awaitable[T]]) -> T:

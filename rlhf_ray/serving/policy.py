@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rlhf_ray.errors import ConfigError, InfrastructureError, ModelError
-from rlhf_ray.models.folder import read_folder
+from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.models.registry import Version
 from rlhf_ray.serving.backends import Delta, GenerateCall

@@ -1,6 +1,7 @@
 """`rlhf serve`: a run's models into the registry, Ray Serve up, and down again when it is asked to stop."""
 
 import getpass
+import logging
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError, Interrupted
 from rlhf_ray.models.registry import Kind, Registry, Version
+from rlhf_ray.roles.joining import join
 from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.sqlite import file_of
 from rlhf_ray.training.lineage import lineage_of
@@ -84,15 +86,13 @@ def serving(config: ServiceConfig, *, address: str | None, say: Say) -> Iterator
     bound = application(config)
     stopping = Stopping()
     with stopping.listening():
-        cpus = None if address else max(os.cpu_count() or 1, seats(config))
-        try:
-            ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-        except Interrupted:
-            raise
-        except Exception as error:  # a bare one is what Ray raises where a node does not come up in time
-            raise InfrastructureError(f"Ray did not start: {error}; is the machine overloaded? Try again") from error
+        if address:
+            join(address)
+        else:
+            start_here(seats(config))
         stopping.listen_again()  # Ray has taken SIGTERM
         try:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
             http = {"host": config.host, "port": config.port, "request_timeout_s": REQUEST_TIMEOUT_S}
             serve.start(http_options=http)
             say("starting: vLLM takes half a minute or more")
@@ -102,9 +102,27 @@ def serving(config: ServiceConfig, *, address: str | None, say: Say) -> Iterator
                 wait_running(serve, stopping, say=say)
                 yield stopping
             say("stopping: answers under way are finished first")
-            serve.shutdown()
+            take_down(serve, everything=address is not None, say=say)
         finally:
             ray.shutdown()
+
+
+def start_here(wanted: int) -> None:
+    """A Ray of our own on this machine, with room for so many seats."""
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, wanted),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Interrupted:
+        raise
+    except Exception as error:  # a bare one is what Ray raises where a node does not come up in time
+        raise InfrastructureError(f"Ray did not start: {error}; is the machine overloaded? Try again") from error
 
 
 def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say) -> None:
@@ -114,6 +132,19 @@ def serve_until_stopped(config: ServiceConfig, *, address: str | None, say: Say)
             say(where_to_ask(config))
         while not stopping.asked:
             time.sleep(LOOK_EVERY_S)
+
+
+def take_down(serve: Any, *, everything: bool, say: Say) -> None:
+    """Ends the replicas, each after its answers; `everything`: Serve itself too, where Ray goes on without us.
+
+    Where Ray ends as well, Serve goes with it: asked to stop by itself, it would print an error of its own making.
+    """
+    try:
+        serve.delete(APP)
+    except TimeoutError:  # after a minute; Serve's
+        say("some answers were cut off: they were not finished within a minute")
+    if everything:
+        serve.shutdown()
 
 
 def wait_running(serve: Any, stopping: Stopping, *, say: Say, within_s: float = READY_WITHIN_S) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import InfrastructureError, InputError, ModelError
-from rlhf_ray.models.folder import explained, read_folder
+from rlhf_ray.models.files import read_folder
+from rlhf_ray.models.folder import explained
 from rlhf_ray.models.registry import Version, verify
 from rlhf_ray.serving.canary import Canary, ServingEngine
 from rlhf_ray.serving.gate import Gate

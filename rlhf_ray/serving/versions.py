@@ -7,17 +7,14 @@ this class may be restarted at any moment: the replicas' next questions tell it 
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from rlhf_ray.models.registry import Kind, Registry, Version
 from rlhf_ray.serving.backends import ModelInfo, Readiness
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.turns import Failure, Turns
 
-if TYPE_CHECKING:  # brings torch, which the door has to do without
-    from rlhf_ray.models.registry import Kind, Registry, Version
-
-POLICY: "Kind" = "policy"
-REWARD_MODEL: "Kind" = "reward_model"
+POLICY: Kind = "policy"
+REWARD_MODEL: Kind = "reward_model"
 ALIVE_S = 10.0
 """Replicas ask twice a second; one that was not heard of for so long is gone."""
 REREAD_S = 1.0
@@ -30,7 +27,7 @@ class Versions:
 
     def __init__(
         self,
-        registry: "Registry",
+        registry: Registry,
         *,
         lease_s: float,
         alive_s: float = ALIVE_S,
@@ -42,14 +39,14 @@ class Versions:
         self.clock = clock
         self._read_at = -REREAD_S
 
-    async def first(self) -> "Version":
+    async def first(self) -> Version:
         """The version that a replica loads when it starts: one that is proven, where there is one."""
         self._look()
         if not self.turns.wanted:
             raise ApiError(503, "no policy is promoted: rlhf policies promote NUMBER", retry_after=5)
         return self.registry.version(POLICY, self.turns.settled or self.turns.wanted)
 
-    async def turn(self, replica: str, holding: int) -> "Version | None":
+    async def turn(self, replica: str, holding: int) -> Version | None:
         """The version that this replica shall swap to now, None: stay."""
         self._look()
         number = self.turns.ask(replica, holding)
@@ -102,6 +99,6 @@ class Versions:
             self.turns.fall_back(promoted.number)
 
 
-def _info(kind: "Kind", version: "Version") -> ModelInfo:
+def _info(kind: Kind, version: Version) -> ModelInfo:
     created = int(version.created_at.timestamp())
     return ModelInfo(kind, kind, version.number, version.sha256, created, dict(version.lineage))

@@ -153,7 +153,7 @@ def test_what_cannot_come_is_refused_before_it_waits(cluster: RayCluster) -> Non
 REPORT = """
 import sys
 import ray._raylet
-from rlhf_ray.clusters import use_token
+from rlhf_ray.roles.joining import use_token
 from ray.core.generated import autoscaler_pb2
 use_token()
 config = autoscaler_pb2.ClusterConfig()
