@@ -11,12 +11,14 @@ from rlhf_ray.client import Client
 from rlhf_ray.config import Config
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.serving.settings import ServiceConfig
+from rlhf_ray.serving.settings import Part, ServiceConfig
 from rlhf_ray.serving.start import Say, prepare, serving
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.run_folder import existing_run
 
 VISITOR = "demo-visitor"
+PARTS: frozenset[Part] = frozenset({"policy", "feedback"})
+"""What the visit is about; the reward model would start a torch of its own beside the engine's."""
 ANSWER_WITHIN_S = 60.0
 
 
@@ -28,7 +30,7 @@ def visit(run: Path, *, say: Say) -> None:
     _, run_config = existing_run(run)
     home = (run / "service").absolute()
     files = {"registry": home / "registry", "store": str(home / "feedback.db"), "keys": str(home / "keys.db")}
-    config = ServiceConfig(**files, port=_free_port())
+    config = ServiceConfig(**files, port=_free_port(), parts=PARTS)
     prepare(run, config, say=say)
     with serving(config, address=None, say=say) as stopping:
         if not stopping.asked:
