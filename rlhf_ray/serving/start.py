@@ -60,6 +60,8 @@ def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
             promoted = registry.promoted(kind)
             assert promoted is not None
             state = "served" if promoted.number == version.number else f"published; {promoted.number} is served"
+            if kind not in {PART_KINDS[part] for part in config.parts if part in PART_KINDS}:
+                state = "published"
             say(f"{kind.replace('_', ' ')} {version.number}: {state}")
     for part, kind in PART_KINDS.items():
         if part in config.parts and registry.promoted(kind) is None:

@@ -48,6 +48,12 @@ def test_the_first_of_its_kind_is_promoted_and_later_ones_wait_to_be(tmp_path: P
     assert len(registry.history("policy")) == 1
 
 
+def test_a_model_whose_part_is_left_out_is_published_and_not_said_to_be_served(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare(make_run(tmp_path), config(tmp_path, parts={"policy"}), say=said.append)
+    assert said == ["reward model 1: published", "policy 1: served"]
+
+
 def test_without_a_run_what_is_promoted_is_served_and_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no policy is promoted"):
         prepare(None, config(tmp_path), say=print)
