@@ -12,6 +12,8 @@ Numbers = Tensor | Sequence[float]
 
 _Z95 = 1.959963984540054
 """Normal quantile of 0.975."""
+_Z90 = 1.6448536269514722
+"""Normal quantile of 0.95."""
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -39,6 +41,36 @@ def accuracy_with_ci(correct: int, n: int) -> tuple[float, float, float]:
     half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
     return p, min(max(low, 0.0), p), max(min(high, 1.0), p)
+
+
+def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
+    """How sure of itself a model may be: the lower 95% bound, at least 0, of the slope b in P = sigmoid(b * margin).
+
+    1 / b is the temperature that calibrates it: Guo et al. 2017 (arXiv:1706.04599), section 4.2, fitted by Newton's
+    method to the likelihood of the choices. The bound is b - 1.645 se, with errors that hold though choices of one
+    group go together (Liang and Zeger 1986): se^2 = sum over groups of (sum of scores)^2 / information^2.
+    Margins that choices do not confirm have slope 0.
+
+    margins: (N), score of the chosen answer less that of the other; groups: (N), such as the prompt of each.
+    """
+    m = _flat(margins).double()
+    assert len(m) == len(groups), (len(m), len(groups))
+    b = torch.zeros((), dtype=torch.float64)
+    if not len(m) or not bool(m.abs().max() > 0):
+        return 0.0
+    m = m / m.abs().max()  # of whatever unit: Newton's steps stay small
+    for _ in range(50):
+        wrong = torch.sigmoid(-b * m)
+        information = (m.square() * wrong * (1 - wrong)).sum()
+        step = (m * wrong).sum() / information.clamp(min=1e-12)
+        b = b + step.clamp(-1, 1)
+        if abs(step) < 1e-10:
+            break
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([places[group] for group in groups])
+    by_group = torch.zeros(len(places), dtype=torch.float64).index_add(0, index, m * torch.sigmoid(-b * m))
+    error = by_group.square().sum().sqrt() / information.clamp(min=1e-12)
+    return max(0.0, (b - _Z90 * error).item()) / _flat(margins).double().abs().max().item()
 
 
 @dataclass(frozen=True, slots=True)

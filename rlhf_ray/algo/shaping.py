@@ -65,9 +65,12 @@ class RunningNorm:
         d = mean - self.mean
         return RunningNorm(total, self.mean + d * n / total, self.m2 + m2 + d * d * self.count * n / total)
 
-    def normalise(self, x: Tensor, clip: float | None) -> Tensor:
-        """(x - mean) / std, held within +-clip where there is one; only centred while all numbers were the same."""
+    def normalise(self, x: Tensor, clip: float | None, *, least_std: float = 1e-8) -> Tensor:
+        """(x - mean) / std, held within +-clip where there is one; a std below `least_std` counts as that.
+
+        Only centred while all numbers were the same.
+        """
         assert self.count > 0, "nothing seen yet to normalise by"
-        scale = self.std if self.std > 1e-8 else 1.0
+        scale = max(self.std, least_std) if self.std > 1e-8 else 1.0
         y = (x - self.mean) / scale
         return y if clip is None else y.clamp(-clip, clip)

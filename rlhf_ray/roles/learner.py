@@ -37,6 +37,8 @@ from rlhf_ray.types import Rollout, Sampling
 FORWARD_TOKENS = 8192
 """Tokens of one forward pass without gradient; bounds the memory that logits take."""
 BAD_UPDATES_ALLOWED = 3
+LEAST_REWARD_STD = 0.5
+"""Rewards of a reward model that was learnt here are stretched to twice their size at most."""
 
 
 class Learner:
@@ -187,7 +189,9 @@ class Learner:
         shaped = raw
         if self.ppo.normalise_rewards:
             self.reward_norm = self.reward_norm.updated(raw)
-            shaped = self.reward_norm.normalise(raw, self.ppo.reward_clip)
+            # a reward model of ours varies by 1, or by less where it knows less: that is not to be undone
+            least_std = LEAST_REWARD_STD if self.config.reward_model.path is None else 0.0
+            shaped = self.reward_norm.normalise(raw, self.ppo.reward_clip, least_std=least_std)
         finished = torch.tensor([rollout.finish_reason == "stop" for rollout in rollouts], device=self.device)
         return end_penalty(shaped, finished, self.ppo.missing_end_penalty)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_ray.algo.ranking import accuracy_with_ci, expected_calibration_error, reliability_bins
+from rlhf_ray.algo.ranking import accuracy_with_ci, confirmed_slope, expected_calibration_error, reliability_bins
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.preferences import Comparison, Rated, folds_by_group, split_by_group
 from rlhf_ray.models.policy import prompt_text
@@ -22,6 +22,8 @@ from rlhf_ray.types import Exchange
 VALIDATION_SHARE = 0.1
 """Of the training prompts: they decide when to stop. What is held out only measures."""
 STANDARDISED_ON = 1000
+LEAST_STD = 1e-3
+"""Of the scores of a reward model whose choices nothing confirms."""
 """Training responses, at most, whose scores get mean 0 and standard deviation 1."""
 
 Items = Sequence[Comparison | Rated]
@@ -43,12 +45,14 @@ def fit_reward_model(
 
     `base`: the base policy's folder, whose body or size it takes. Comparisons are learned with the ranking loss,
     ratings with MSE. Accuracy and calibration are those of `held_out`, which nothing else looks at. The saved model's
-    scores have standard deviation 1 on the training responses, and mean 0 where its head has a bias to say so.
+    scores have standard deviation 1 on the training responses, or less where choices that were not trained on confirm
+    less (`standardise`), and mean 0 where its head has a bias to say so.
     """
     reward_model = new_reward_model(base, config.backbone, texts=_texts(train), seed=seed)
     learned = shuffled(train, seed=seed) if config.shuffle_labels else train
-    result = _fit(reward_model, learned, config=config, seed=seed, stage=stage, progress=progress)
-    standardised = standardise(reward_model, _some_exchanges(train, seed=seed))
+    inner, validation = _split(learned, seed=seed)
+    result = _fit(reward_model, inner, validation, config=config, seed=seed, stage=stage, progress=progress)
+    standardised = standardise(reward_model, _some_exchanges(train, seed=seed), confirming=pairs_of(validation))
     metrics = {
         **measure(reward_model, pairs_of(held_out), logit_scale=standardised["logit_scale"]),
         **standardised,
@@ -77,7 +81,8 @@ def cross_validate(
     for number, (train, held_out) in enumerate(splits, 1):
         reward_model = new_reward_model(base, config.backbone, texts=_texts(train), seed=seed)
         learned = shuffled(train, seed=seed) if config.shuffle_labels else train
-        _fit(reward_model, learned, config=config, seed=seed, stage=f"fold {number}/{folds}", progress=progress)
+        stage = f"fold {number}/{folds}"
+        _fit(reward_model, *_split(learned, seed=seed), config=config, seed=seed, stage=stage, progress=progress)
         pairs = pairs_of(held_out)
         margins += margins_of(reward_model, pairs)
         judged += pairs
@@ -120,8 +125,14 @@ def margins_of(reward_model: RewardModel, pairs: Sequence[Comparison]) -> list[f
     return [score[Exchange(pair.prompt, pair.better)] - score[Exchange(pair.prompt, pair.worse)] for pair in pairs]
 
 
-def standardise(reward_model: RewardModel, exchanges: Sequence[Exchange]) -> dict[str, Any]:
-    """Gives the scores of `exchanges` standard deviation 1 and, with a bias, mean 0, by changing the head's weights.
+def standardise(
+    reward_model: RewardModel, exchanges: Sequence[Exchange], *, confirming: Sequence[Comparison]
+) -> dict[str, Any]:
+    """Gives the scores of `exchanges` a known standard deviation and, with a bias, mean 0, by changing the head.
+
+    It is 1, so that a KL weight means the same for every reward model, but never more than the log-odds that
+    `confirming` bears out: choices that the fit did not learn from. A model that learnt from noise says next to nothing
+    then, instead of its noise as loud as a good model's word. `LEAST_STD` keeps the order of its scores.
 
     So the plain folder gives those scores to whoever loads it. A decoder's head has no bias, and its mean stays.
     `logit_scale` turns differences of the new scores into what the ranking loss saw.
@@ -130,7 +141,10 @@ def standardise(reward_model: RewardModel, exchanges: Sequence[Exchange]) -> dic
     mean, std = scores.mean().item(), scores.std(correction=0).item()
     heads = [m for m in reward_model.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
     assert len(heads) == 1, f"{len(heads)} layers with one output"
-    scale = std if std > 1e-6 else 1.0  # scores that are all the same say nothing, however stretched
+    slope = confirmed_slope(margins_of(reward_model, confirming), [pair.prompt.id for pair in confirming])
+    confirmed = slope * std if confirming else None  # nobody to ask
+    wanted = 1.0 if confirmed is None else min(1.0, max(confirmed, LEAST_STD))
+    scale = std / wanted if std > 1e-6 else 1.0  # scores that are all the same say nothing, however stretched
     bias = heads[0].bias
     with torch.no_grad():
         heads[0].weight.div_(scale)
@@ -141,6 +155,7 @@ def standardise(reward_model: RewardModel, exchanges: Sequence[Exchange]) -> dic
         "logit_scale": scale,
         "score_mean": mean / scale if bias is None else 0.0,
         "score_std": std / scale,
+        "confirmed_std": confirmed,
     }
 
 
@@ -173,12 +188,23 @@ def pairs_of(items: Items) -> list[Comparison]:
     ]
 
 
-def _fit(
-    reward_model: RewardModel, items: Items, *, config: RewardModelConfig, seed: int, stage: str, progress: Say
-) -> FitResult:
+def _split(items: Items, *, seed: int) -> tuple[Items, Items]:
+    """What a fit learns from, and what tells it when to stop."""
     groups = len({item.prompt.group for item in items})
     share = max(1, round(VALIDATION_SHARE * groups))
-    train, validation = split_by_group(items, group=lambda item: item.prompt.group, held_out=share, seed=seed)
+    return split_by_group(items, group=lambda item: item.prompt.group, held_out=share, seed=seed)
+
+
+def _fit(
+    reward_model: RewardModel,
+    train: Items,
+    validation: Items,
+    *,
+    config: RewardModelConfig,
+    seed: int,
+    stage: str,
+    progress: Say,
+) -> FitResult:
     say: dict[str, Any] = {"seed": seed, "stage": stage, "progress": progress}
     if config.feedback == "ratings":
         inner, outer = marked(reward_model, train, like=train), marked(reward_model, validation, like=train)

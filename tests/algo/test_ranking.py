@@ -10,6 +10,7 @@ from rlhf_ray.algo.ranking import (
     ReliabilityBin,
     accuracy_with_ci,
     bootstrap_mean_ci,
+    confirmed_slope,
     distinct_n,
     expected_calibration_error,
     pairwise_loss,
@@ -123,3 +124,36 @@ def test_distinct_n_equals_numbers_worked_by_hand() -> None:
     assert distinct_n(texts, 2) == 2 / 4  # ab, ba, ab; ab; and none that spans two texts
     assert distinct_n(texts, 5) == 0.0
     assert distinct_n([], 1) == 0.0
+
+
+def test_three_of_four_choices_confirm_log_odds_of_log_3_less_the_error() -> None:
+    margins = [1.0, 1.0, 1.0, -1.0] * 100
+    # se = sqrt(0.75 * 100) / (0.1875 * 400), worked by hand
+    assert confirmed_slope(margins, range(400)) == pytest.approx(math.log(3) - 1.644854 * 75**0.5 / 75)
+    assert confirmed_slope([10 * margin for margin in margins], range(400)) == pytest.approx(0.9087 / 10, rel=1e-3)
+
+
+def test_choices_that_go_together_count_as_their_group_does() -> None:
+    alike = [3.0, 3.0, 3.0, -3.0] * 25  # each group has three right and one wrong: no group tells anything of its own
+    assert confirmed_slope(alike, [place // 4 for place in range(100)]) == pytest.approx(math.log(3) / 3)
+    right, wrong = [1.0] * 15, [-1.0] * 5
+    apart = confirmed_slope(right + wrong, range(20))
+    together = confirmed_slope(right + wrong, [place // 5 for place in range(20)])
+    assert together == 0 < apart
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_slope_of_coin_tosses_is_next_to_nothing_and_of_true_log_odds_next_to_one(seed: int) -> None:
+    draw = random.Random(seed)
+    logits = [abs(draw.gauss(0, 2)) for _ in range(4000)]
+    coins = [logit * draw.choice((-1, 1)) for logit in logits]
+    assert confirmed_slope(coins, range(4000)) < 0.03
+    true = [logit if draw.random() < 1 / (1 + math.exp(-logit)) else -logit for logit in logits]
+    assert confirmed_slope(true, range(4000)) == pytest.approx(1, abs=0.12)
+
+
+def test_margins_that_say_nothing_or_are_not_there_confirm_nothing() -> None:
+    assert confirmed_slope([], []) == 0
+    assert confirmed_slope([0.0, 0.0], [1, 2]) == 0
+    assert confirmed_slope([-1.0, -2.0], [1, 2]) == 0
+    assert confirmed_slope([1.0] * 50, range(50)) > 3  # all of them right: as sure as the search goes

@@ -83,6 +83,13 @@ def test_a_number_that_is_not_finite_never_enters_a_running_norm(bad: float) -> 
         RunningNorm().updated(torch.tensor([1.0, bad]))
 
 
+def test_a_small_spread_is_stretched_no_further_than_to_the_least_that_counts() -> None:
+    x = torch.tensor([-0.1, 0.1])
+    norm = RunningNorm().updated(x)
+    torch.testing.assert_close(norm.normalise(x, None), torch.tensor([-1.0, 1.0]))
+    torch.testing.assert_close(norm.normalise(x, None, least_std=0.5), torch.tensor([-0.2, 0.2]))
+
+
 def test_nothing_is_normalised_before_anything_was_seen() -> None:
     with pytest.raises(AssertionError, match="nothing seen"):
         RunningNorm().normalise(torch.ones(1), None)

@@ -113,7 +113,7 @@ def test_a_head_with_a_bias_takes_the_mean_too(tmp_path: Path, backbone: Any, fo
     reward_model = new_reward_model(make_policy_folder(tmp_path / "base"), backbone, texts=[GOOD, BAD] * 9)
     exchanges = [Exchange(pair.prompt, text) for pair in choices(30) for text in (pair.better, pair.worse)]
     before = torch.tensor(reward_model.score(exchanges))
-    told = standardise(reward_model, exchanges)
+    told = standardise(reward_model, exchanges, confirming=[])
     after = torch.tensor(reward_model.score(exchanges))
     assert told["folded"] == folded
     assert after.std(correction=0).item() == pytest.approx(1, abs=1e-3)
@@ -121,6 +121,15 @@ def test_a_head_with_a_bias_takes_the_mean_too(tmp_path: Path, backbone: Any, fo
     assert (told["score_mean"] == 0) == (backbone == "encoder")
     differences = (after - after[0]) * told["logit_scale"]
     assert torch.allclose(differences, before - before[0], atol=1e-5)
+
+
+def test_a_model_that_learnt_from_coins_says_next_to_nothing_and_one_that_learnt_says_as_much_as_ever(
+    tmp_path: Path,
+) -> None:
+    noise = learn(tmp_path / "noise", choices(200), fit={"max_epochs": 2}, shuffle_labels=True)
+    sense = learn(tmp_path / "sense", choices(200), fit={"max_epochs": 2})
+    assert noise["score_std"] < 0.1
+    assert sense["score_std"] == pytest.approx(1, abs=1e-3)
 
 
 def test_one_seed_gives_one_reward_model(tmp_path: Path) -> None:
