@@ -130,7 +130,7 @@ def standardise(
 ) -> dict[str, Any]:
     """Gives the scores of `exchanges` a known standard deviation and, with a bias, mean 0, by changing the head.
 
-    It is 1, so that a KL weight means the same for every reward model, but never more than the log-odds that
+    It is 1, so that a KL weight means the same for every reward model, but never more than twice the log-odds that
     `confirming` bears out: choices that the fit did not learn from. A model that learnt from noise says next to nothing
     then, instead of its noise as loud as a good model's word. `LEAST_STD` keeps the order of its scores.
 
@@ -143,7 +143,7 @@ def standardise(
     assert len(heads) == 1, f"{len(heads)} layers with one output"
     slope = confirmed_slope(margins_of(reward_model, confirming), [pair.prompt.id for pair in confirming])
     confirmed = slope * std if confirming else None  # nobody to ask
-    wanted = 1.0 if confirmed is None else min(1.0, max(confirmed, LEAST_STD))
+    wanted = 1.0 if confirmed is None else min(1.0, max(2 * confirmed, LEAST_STD))
     scale = std / wanted if std > 1e-6 else 1.0  # scores that are all the same say nothing, however stretched
     bias = heads[0].bias
     with torch.no_grad():

@@ -30,7 +30,7 @@ def make_policy(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **override
     return new_policy(ModelConfig(**size), tokenizer, seed=seed)
 
 
-def make_policy_folder(folder: Path, *, context: int = 48) -> Path:
-    tokenizer = make_tokenizer(context=context)
-    save_policy(folder, make_policy(tokenizer, context=context), tokenizer)
+def make_policy_folder(folder: Path, **size: int) -> Path:
+    tokenizer = make_tokenizer(context=size.get("context", 48))
+    save_policy(folder, make_policy(tokenizer, **size), tokenizer)
     return folder

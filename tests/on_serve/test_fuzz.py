@@ -14,7 +14,7 @@ from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.settings import LimitSettings, PolicySettings
 from rlhf_ray.serving.start import promote_first, publish_run
 from tests.on_serve.running import Running, running
-from tests.serving.runs import make_run
+from tests.serving.runs import SERVABLE, make_run
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,7 +25,7 @@ CASES_A_MODE = 500
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("service")
     registry = Registry(root / "registry")
-    promote_first(registry, publish_run(make_run(root, context=256), registry, by="test"), by="test")
+    promote_first(registry, publish_run(make_run(root, **SERVABLE), registry, by="test"), by="test")
     policy = PolicySettings(kv_cache_mib=64, max_tokens=32, deadline_s=60)
     with running(root, registry, policy=policy, limits=LimitSettings(requests_per_minute=1_000_000)) as service:
         yield service

@@ -8,13 +8,13 @@ import ray
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.visit import VISITOR, visit
-from tests.serving.runs import make_run
+from tests.serving.runs import SERVABLE, make_run
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(280)]
 
 
 def test_a_visit_asks_rates_and_leaves_its_traces_in_the_run_folder(tmp_path: Path) -> None:
-    run = make_run(tmp_path, context=256)
+    run = make_run(tmp_path, **SERVABLE)
     said: list[str] = []
     visit(run, say=said.append)
     assert not ray.is_initialized()
