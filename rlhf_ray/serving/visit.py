@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from rlhf_ray.client import Client
 from rlhf_ray.config import Config
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import InfrastructureError, Interrupted
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.serving.settings import Part, ServiceConfig
 from rlhf_ray.serving.start import Say, prepare, serving
@@ -25,7 +25,7 @@ ANSWER_WITHIN_S = 60.0
 def visit(run: Path, *, say: Say) -> None:
     """Serves a finished run, asks it a held-out question and sends one rating back; says what came, and where to look.
 
-    Raises `InfrastructureError` where the service does not start or does not answer in time.
+    Raises `InfrastructureError` where the service does not start or does not answer in time, `Interrupted` on a signal.
     """
     _, run_config = existing_run(run)
     home = (run / "service").absolute()
@@ -35,6 +35,8 @@ def visit(run: Path, *, say: Say) -> None:
     with serving(config, address=None, say=say) as stopping:
         if not stopping.asked:
             ask_and_rate(f"http://{config.host}:{config.port}", run_config, make_recipe(run_config), say=say)
+    if stopping.asked:
+        raise Interrupted(f"stopped on {stopping.asked.name}; the run is done", 128 + stopping.asked)
     say(where_to_look(run))
 
 
