@@ -243,8 +243,8 @@ class PPOConfig(Section):
     whiten_advantages: bool = True
     """Mean 0 and standard deviation 1 over a step's response tokens."""
     normalise_rewards: bool = True
-    """Subtract a running mean and divide by a running standard deviation, 0.5 at least where the reward model was learnt
-    here: what its scores are worth is in their size already."""
+    """Subtract a running mean and divide by a running standard deviation. It counts as 0.5 at least where the reward
+    model was learnt here, for what its scores are worth is in their size already."""
     reward_clip: Positive | None = 5.0
     """After normalising."""
     missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
