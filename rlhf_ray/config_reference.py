@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -13,6 +12,9 @@ from pydantic.fields import FieldInfo
 from rlhf_ray.config import Section
 
 WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", Path: "path", types.NoneType: "null"}
+
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+"""How pydantic calls its bounds."""
 
 
 def reference(root: type[Section]) -> str:
@@ -72,9 +74,9 @@ def _flat(metadata: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _bound(constraint: Any) -> str:
-    signs = {annotated_types.Gt: ">", annotated_types.Ge: ">=", annotated_types.Lt: "<", annotated_types.Le: "<="}
-    sign = signs.get(type(constraint))
-    return f"{sign} {getattr(constraint, type(constraint).__name__.lower()):g}" if sign else ""
+    return " ".join(
+        f"{sign} {getattr(constraint, name):g}" for name, sign in SIGNS.items() if hasattr(constraint, name)
+    )
 
 
 def _plain(value: Any) -> Any:
