@@ -55,10 +55,11 @@ def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     """
     m = _flat(margins).double()
     assert len(m) == len(groups), (len(m), len(groups))
-    b = torch.zeros((), dtype=torch.float64)
-    if not len(m) or not bool(m.abs().max() > 0):
+    unit = m.abs().max().item() if len(m) else 0.0
+    if unit == 0:
         return 0.0
-    m = m / m.abs().max()  # of whatever unit: Newton's steps stay small
+    m = m / unit  # Newton's steps stay small, whatever the scores are counted in
+    b = torch.zeros((), dtype=torch.float64)
     for _ in range(50):
         wrong = torch.sigmoid(-b * m)
         information = (m.square() * wrong * (1 - wrong)).sum()
@@ -70,7 +71,7 @@ def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     index = torch.tensor([places[group] for group in groups])
     by_group = torch.zeros(len(places), dtype=torch.float64).index_add(0, index, m * torch.sigmoid(-b * m))
     error = by_group.square().sum().sqrt() / information.clamp(min=1e-12)
-    return max(0.0, (b - _Z90 * error).item()) / _flat(margins).double().abs().max().item()
+    return max(0.0, (b - _Z90 * error).item()) / unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
         if true_order:
             measured = measure(load_reward_model(trained), true_order, logit_scale=on_choices["logit_scale"])
         load_reward_model(trained).save(folder)
-    if on_choices["score_std"] < 0.99:
+    if on_choices["confirmed_std"] is not None and on_choices["score_std"] < 0.99:
         print(
             f"reward model: choices that it did not learn from confirm log-odds of {on_choices['confirmed_std']:.2f} a "
             f"standard deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"

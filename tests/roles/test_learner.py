@@ -116,6 +116,15 @@ def test_a_cut_response_is_rewarded_less(base: Path) -> None:
     assert whole - cut == pytest.approx(learner.ppo.missing_end_penalty, abs=1e-5)
 
 
+@pytest.mark.parametrize(("settings", "largest"), [([], 0.02), (["reward_model.path=theirs"], 1.0)])
+def test_small_rewards_stay_small_unless_they_come_from_a_reward_model_of_unknown_scale(
+    base: Path, settings: list[str], largest: float
+) -> None:
+    learner = Learner.from_folder(base, small("ppo.whiten_advantages=false", *settings))
+    batch = learner.prepare(make_rollouts(learner), [0.01, -0.01] * 4)
+    assert batch.advantages.abs().max().item() == pytest.approx(largest, rel=1e-3)
+
+
 def test_kl_above_its_limit_stops_the_run_with_both_figures(base: Path) -> None:
     learner = Learner.from_folder(base, small("ppo.kl.limit=0.001"))
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """The command itself, with Ray Serve: up, asked from outside, and down when it is told."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,15 +12,10 @@ import httpx
 import pytest
 
 from rlhf_ray.models.reward import new_reward_model
+from tests.on_serve.running import free_port
 from tests.serving.runs import make_run
 
 UP_WITHIN_S = 240
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rlhf(*arguments: object, cwd: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.settings import ServiceConfig
-from rlhf_ray.serving.start import prepare, publish_run, refuse_taken, seats, wait_running, where_to_ask
+from rlhf_ray.serving.start import prepare, publish_run, refuse_taken, seats, take_down, wait_running, where_to_ask
 from rlhf_ray.training.stopping import Stopping
 from tests.serving.runs import make_run
 
@@ -119,3 +119,18 @@ def test_who_is_told_where_to_ask_gets_a_command_that_is_one(tmp_path: Path) -> 
     assert "/docs" in text
     assert "/docs" not in where_to_ask(config(tmp_path, host="0.0.0.0"))
     assert "curl" not in where_to_ask(config(tmp_path, parts={"reward"}))
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_taking_down_ends_serve_itself_only_where_ray_goes_on_and_says_what_was_cut_off(everything: bool) -> None:
+    done: list[str] = []
+
+    def too_slow(name: str) -> None:
+        done.append(f"delete {name}")
+        raise TimeoutError
+
+    said: list[str] = []
+    fake = SimpleNamespace(delete=too_slow, shutdown=lambda: done.append("shutdown"))
+    take_down(fake, everything=everything, say=said.append)
+    assert done == ["delete rlhf", *(["shutdown"] if everything else [])]
+    assert "cut off" in said[0]
