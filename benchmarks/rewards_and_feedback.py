@@ -1,10 +1,12 @@
 """What do the other two parts of the service bear, through Ray Serve and its door?
 
-    python benchmarks/rewards_and_feedback.py     # a random reward model of about 30M parameters
+    python benchmarks/rewards_and_feedback.py               # a random reward model of about 3M parameters
+    python benchmarks/rewards_and_feedback.py --haproxy     # with HAProxy in front, as docs/operations.md has it
 
 Rewards: requests of one answer each, from one client who waits for each, and from 32 at once; the ratio has to be at
 least 5, for what waits together is scored together. Feedback: ratings on disk a second, from 32 clients; at least 100.
-Rounds alternate, and the median counts.
+Rounds alternate, and the median counts. What batching gains the bare model is printed first: on a CPU one answer of a
+large model keeps a core as busy as 32 do, so no service can gain more there than that and what its other cores do.
 """
 
 import argparse
@@ -19,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
+import torch
 from serving import TEXT, WORDS, free_port, make_model  # the file beside this one
 
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.registry import Registry
-from rlhf_ray.models.reward import new_reward_model
+from rlhf_ray.models.reward import RewardModel, new_reward_model
 from rlhf_ray.serving.settings import LimitSettings, RewardSettings, ServiceConfig
 
 CLIENTS = 32
@@ -34,13 +37,16 @@ Send = Callable[[aiohttp.ClientSession, random.Random], Awaitable[None]]
 def main() -> int:
     """Prints medians and ratios; exits 1 where one is below what is wanted."""
     parser = argparse.ArgumentParser(description="Rewards and feedback through Ray Serve.")
-    parser.add_argument("--hidden", type=int, default=512, help="512 and 8 layers: about 30M parameters")
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=128, help="512 and 8 layers: about 30M parameters")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of the reward model; the clients need the other core")
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's own proxy")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1"}
+    if options.haproxy:
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
     with tempfile.TemporaryDirectory() as root, served(Path(root), options) as config:
         rates = asyncio.run(measure(f"http://{config.host}:{config.port}", options))
         with FeedbackStore(config.store, read_only=True) as store:
@@ -63,7 +69,10 @@ def served(root: Path, options: argparse.Namespace) -> Iterator[ServiceConfig]:
     from rlhf_ray.serving.app import application
 
     policy = make_model(root / "policy", hidden=options.hidden, layers=options.layers)
-    new_reward_model(policy, "decoder").save(root / "reward_model")
+    model = new_reward_model(policy, "decoder")
+    model.save(root / "reward_model")
+    gain = batching_gain(model, options.threads)
+    print(f"the bare model scores {CLIENTS} at once {gain:.1f} times as fast as one by one")
     registry = Registry(root / "registry")
     version = registry.publish("reward_model", root / "reward_model", lineage={})
     registry.promote("reward_model", version.number, by="benchmark")
@@ -84,6 +93,21 @@ def served(root: Path, options: argparse.Namespace) -> Iterator[ServiceConfig]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def batching_gain(model: RewardModel, threads: int, repeats: int = 20) -> float:
+    """Time of one answer by itself over its share of a batch's."""
+    torch.set_num_threads(threads)
+    draw = random.Random(0)
+    texts = [f"{TEXT} {' '.join(draw.choices(WORDS, k=12))}" for _ in range(CLIENTS)]
+    seconds = {}
+    for size in (1, CLIENTS):
+        model.score_texts(texts[:size])
+        start = time.perf_counter()
+        for _ in range(repeats):
+            model.score_texts(texts[:size])
+        seconds[size] = (time.perf_counter() - start) / size
+    return seconds[1] / seconds[CLIENTS]
 
 
 async def measure(url: str, options: argparse.Namespace) -> dict[str, list[float]]:

@@ -26,12 +26,15 @@ from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.auth import KeyStore
 from rlhf_ray.serving.backends import Delta, GenerateCall, Readiness, ScoreItem, Scores
 from rlhf_ray.serving.door import create_door
+from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.handles import PolicyHandle, RecordsHandle, RewardHandle, VersionsHandle
 from rlhf_ray.serving.records import Records
 from rlhf_ray.serving.settings import PolicySettings, RewardSettings, ServiceConfig, service_config
 from rlhf_ray.serving.versions import Versions
 from rlhf_ray.sqlite import file_of
 
+CALLS_A_REPLICA = 2
+"""That a door has under way: one is scored while the next is on its way."""
 LOOK_EVERY_S = 1.0
 """How often a reward replica looks whether another version is promoted."""
 
@@ -49,9 +52,20 @@ def application(config: ServiceConfig) -> Application:
         # prepare, load and prove, go back, each within the swap deadline; drain; and some slack
         lease_s = 3 * config.policy.swap_deadline_s + config.policy.deadline_s + 10
         parts["versions"] = _one(VersionsDeployment).bind(config.registry, lease_s=lease_s)
-        parts["policy"] = _many(PolicyDeployment, config.policy).bind(config.policy, parts["versions"])
+        policy = _many(
+            PolicyDeployment,
+            config.policy,
+            target=max(1, config.policy.max_ongoing // 2),
+            max_ongoing_requests=config.policy.max_ongoing,
+            max_queued_requests=config.policy.max_queued,
+        )
+        parts["policy"] = policy.bind(config.policy, parts["versions"])
     if "reward" in config.parts:
-        parts["reward"] = _many(RewardDeployment, config.reward).bind(config.reward, config.registry)
+        # A call carries what many asked for, so one that is always under way is work for a whole replica. The rest is
+        # room for those who ask whether it is ready.
+        calls = CALLS_A_REPLICA * config.doors + 8
+        reward = _many(RewardDeployment, config.reward, target=1, max_ongoing_requests=calls)
+        parts["reward"] = reward.bind(config.reward, config.registry)
     if "feedback" in config.parts:
         parts["records"] = _one(RecordsDeployment).bind(config.store, retention_days=config.retention_days)
     door = serve.deployment(
@@ -96,7 +110,7 @@ class Door:
         return create_door(
             config,
             policy=PolicyHandle(parts["policy"], deadline_s=waits_s) if "policy" in parts else None,
-            reward=RewardHandle(parts["reward"], deadline_s=config.reward.deadline_s) if "reward" in parts else None,
+            reward=_reward_handle(parts["reward"], config.reward) if "reward" in parts else None,
             records=RecordsHandle(parts["records"]) if "records" in parts else None,
             versions=VersionsHandle(parts["versions"]) if "versions" in parts else None,
             keys=KeyStore(config.keys),
@@ -158,9 +172,9 @@ class RewardDeployment:
         )
         self._following = asyncio.create_task(self._follow())
 
-    async def score(self, items: list[ScoreItem]) -> Scores:
-        """One reward an item."""
-        return await self._replica.score(items)
+    async def score_each(self, requests: list[list[ScoreItem]]) -> list[Scores | ApiError]:
+        """One reward an item, for each of several requests."""
+        return await self._replica.score_each(requests)
 
     async def ready(self) -> Readiness:
         """What it holds."""
@@ -203,6 +217,13 @@ class VersionsDeployment(Versions):
         super().__init__(Registry(registry), lease_s=lease_s)
 
 
+def _reward_handle(replicas: DeploymentHandle, settings: RewardSettings) -> RewardHandle:
+    calls = CALLS_A_REPLICA * (settings.max_replicas or settings.replicas)
+    return RewardHandle(
+        replicas, deadline_s=settings.deadline_s, calls=calls, batch=settings.batch, queue=settings.max_queued
+    )
+
+
 def _one(cls: type) -> Deployment:
     """Exactly one replica: a second would be a second writer, or a second opinion."""
     return serve.deployment(
@@ -215,22 +236,22 @@ def _one(cls: type) -> Deployment:
     )
 
 
-def _many(cls: type, settings: PolicySettings | RewardSettings) -> Deployment:
+def _many(cls: type, settings: PolicySettings | RewardSettings, *, target: float, **queues: int) -> Deployment:
+    """Replicas by the load, where that is allowed: so many that each has `target` calls under way."""
     scaled: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas is not None and settings.max_replicas > settings.replicas:
         scaled = {
             "autoscaling_config": {
                 "min_replicas": settings.replicas,
                 "max_replicas": settings.max_replicas,
-                "target_ongoing_requests": max(1, settings.max_ongoing // 2),
+                "target_ongoing_requests": target,
             }
         }
     return serve.deployment(
         cls,
         name=cls.__name__,
         **scaled,
-        max_ongoing_requests=settings.max_ongoing,
-        max_queued_requests=settings.max_queued,
+        **queues,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=settings.deadline_s,
         ray_actor_options={

@@ -1,23 +1,34 @@
 """Work in batches that make themselves: what arrives while one is being done makes up the next.
 
-One thread does the work, so callers wait for each other only as long as one batch takes, and a lone caller does not
-wait for company. The queue has a bound, each wait a deadline.
+Callers wait for each other only as long as one batch takes, and a lone caller does not wait for company. The queue has
+a bound, each wait a deadline.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.serving.errors import ApiError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Work = Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]]
 log = logging.getLogger(__name__)
+
+
+def in_thread(work: Callable[[list[Item]], Sequence[Result | Exception]], name: str) -> Work[Item, Result]:
+    """Work that would block, one batch after another in a thread of its own."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def do(items: list[Item]) -> Sequence[Result | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(thread, work, items)
+
+    return do
 
 
 @dataclass(slots=True)
@@ -33,19 +44,20 @@ class Batches(Generic[Item, Result]):
     """`work` gets a list of items and gives one result, or one error, for each, in their order.
 
     An item that makes `work` raise does not take the others with it: they are tried again one by one. What comes of an
-    `InfrastructureError` is told to all, for the next try would fare no better. An item whose caller has given up
-    before its turn is left out.
+    `InfrastructureError` or an `ApiError` is told to all, for the next try would fare no better. An item whose caller
+    has given up before its turn is left out. With `lanes`, so many batches are worked on at a time.
     """
 
     def __init__(
         self,
-        work: Callable[[list[Item]], Sequence[Result | Exception]],
+        work: Work[Item, Result],
         *,
         name: str,
         most: int,
         limit: int,
         deadline_s: float,
         linger_s: float = 0,
+        lanes: int = 1,
     ) -> None:
         self.name = name
         self.failures = 0
@@ -57,8 +69,8 @@ class Batches(Generic[Item, Result]):
         self._linger_s = linger_s
         self._queue: deque[Waiting[Item, Result]] = deque()
         self._queued = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._runner: asyncio.Task[None] | None = None
+        self._lanes = lanes
+        self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -75,8 +87,8 @@ class Batches(Generic[Item, Result]):
         waiting: Waiting[Item, Result] = Waiting(item, weight, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._queued += weight
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run())
+        if len(self._running) < self._lanes:
+            self._running.add(asyncio.create_task(self._run()))
         try:
             return await asyncio.wait_for(waiting.result, self._deadline_s)
         except TimeoutError:
@@ -86,19 +98,20 @@ class Batches(Generic[Item, Result]):
     async def close(self) -> None:
         """Finish what waits, take nothing more."""
         self._closed = True
-        if self._runner is not None:
-            await self._runner
-        self._thread.shutdown()
+        while self._running:
+            await asyncio.wait(self._running)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            if self._linger_s and self._queued < self._most:
-                await asyncio.sleep(self._linger_s)
-            batch = self._next()
-            if batch:
-                items = [waiting.item for waiting in batch]
-                _deliver(batch, await loop.run_in_executor(self._thread, self._do, items))
+        try:
+            while self._queue:
+                if self._linger_s and self._queued < self._most:
+                    await asyncio.sleep(self._linger_s)
+                batch = self._next()
+                if batch:
+                    _deliver(batch, await self._do([waiting.item for waiting in batch]))
+        finally:
+            # here and not in a callback: what is submitted in between would find a lane that looks at no queue any more
+            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next(self) -> list[Waiting[Item, Result]]:
         batch: list[Waiting[Item, Result]] = []
@@ -111,10 +124,10 @@ class Batches(Generic[Item, Result]):
                 room -= waiting.weight
         return batch
 
-    def _do(self, items: list[Item]) -> Sequence[Result | Exception]:
+    async def _do(self, items: list[Item]) -> Sequence[Result | Exception]:
         try:
-            return self._work(items)
-        except InfrastructureError as error:
+            return await self._work(items)
+        except (InfrastructureError, ApiError) as error:
             self.failures += 1
             log.error("%s: %s", self.name, error)
             return [error] * len(items)
@@ -123,7 +136,7 @@ class Batches(Generic[Item, Result]):
             if len(items) == 1:
                 log.error("%s refused an item: %s", self.name, type(error).__name__)
                 return [error]
-            return [self._do([item])[0] for item in items]
+            return [(await self._do([item]))[0] for item in items]
 
 
 def _deliver(batch: Sequence[Waiting[Item, Result]], outcomes: Sequence[Result | Exception]) -> None:

@@ -15,7 +15,7 @@ from rlhf_ray.feedback.requests import Receipt, RequestKey, Submission
 from rlhf_ray.feedback.schema import Feedback, Kind, now
 from rlhf_ray.feedback.store import FeedbackStore, Page
 from rlhf_ray.serving.backends import Readiness
-from rlhf_ray.serving.batches import Batches
+from rlhf_ray.serving.batches import Batches, in_thread
 from rlhf_ray.serving.errors import ApiError
 
 PURGE_EVERY = timedelta(hours=1)
@@ -39,7 +39,11 @@ class Records:
         self._forget_old()
         self._in_flight: set[tuple[str, str]] = set()
         self._writes: Batches[Submission | Completion, Receipt | None] = Batches(
-            self._commit, name="the feedback store", most=batch, limit=queue, deadline_s=deadline_s
+            in_thread(self._commit, "feedback"),
+            name="the feedback store",
+            most=batch,
+            limit=queue,
+            deadline_s=deadline_s,
         )
 
     async def add_feedback(self, submission: Submission, /) -> Receipt:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from rlhf_ray.feedback.schema import MAX_TEXT
 from rlhf_ray.serving.auth import role
 from rlhf_ray.serving.backends import Readiness, RewardBackend, ScoreItem, Scores
-from rlhf_ray.serving.batches import Batches
+from rlhf_ray.serving.batches import Batches, in_thread
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.feedback import Closed, Text, Turn
 from rlhf_ray.serving.settings import ServiceConfig
@@ -56,7 +56,7 @@ class RewardReplica:
         self.name = name
         self._holding = (_loaded(model, threads), version)
         self._batches: Batches[Sequence[ScoreItem], Scores] = Batches(
-            self._score,
+            in_thread(self._score, "rewards"),
             name="the reward model",
             most=batch,
             limit=queue,
@@ -74,6 +74,11 @@ class RewardReplica:
         if not items:
             return Scores(self.version, self.name, ())
         return await self._batches.submit(items, weight=len(items))
+
+    async def score_each(self, requests: Sequence[Sequence[ScoreItem]], /) -> list[Scores | ApiError]:
+        """What `score` gives each of several requests: one that fails leaves the others as they are."""
+        outcomes = await asyncio.gather(*map(self.score, requests), return_exceptions=True)
+        return [_told(outcome) for outcome in outcomes]
 
     async def load(self, folder: Path, version: int) -> None:
         """Score with another version from the next batch on; where it does not load, the old one stays."""
@@ -97,6 +102,14 @@ class RewardReplica:
             # A number would be trained on. There is none.
             return ApiError(500, f"reward model version {version} gave a score that is no number", code="not_finite")
         return Scores(version, self.name, tuple(rewards))
+
+
+def _told(outcome: Scores | BaseException) -> Scores | ApiError:
+    if isinstance(outcome, Scores | ApiError):
+        return outcome
+    if isinstance(outcome, Exception):  # logged where it was caught; another process may not know its class
+        return ApiError(500, "the reward model could not score this", code="not_scored")
+    raise outcome
 
 
 def _loaded(model: "RewardModel | Path", threads: int | None) -> "RewardModel":

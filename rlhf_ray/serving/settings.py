@@ -55,13 +55,11 @@ class RewardSettings(Section):
     max_items: Count = 64
     """Answers that one request may bring."""
     batch: Count = 64
-    """Answers, of any number of requests, that are scored together."""
+    """Answers, of any number of requests, that go to a replica in one call and are scored together."""
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.005
     """How long a batch that is not full waits for more."""
-    max_ongoing: Count = 128
-    """Requests that one replica works on at a time."""
-    max_queued: Count = 256
-    """Requests that wait for a replica; more are refused with 503 and Retry-After."""
+    max_queued: Count = 4096
+    """Answers that wait for their call to a replica; more are refused with 503 and Retry-After."""
     deadline_s: Positive = 30
     """One request, its wait for a batch included."""
 

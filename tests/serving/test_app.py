@@ -59,6 +59,13 @@ def test_replicas_have_the_threads_they_are_told_and_grow_with_the_load(tmp_path
     assert policy.max_queued_requests == 64
 
 
+def test_a_reward_replica_is_added_where_one_always_has_a_call_under_way(tmp_path: Path) -> None:
+    reward = deployed(tmp_path, reward={"max_replicas": 3}, doors=2)["RewardDeployment"]
+    scaling = reward._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 1)
+    assert reward.max_ongoing_requests > 2 * 2  # two calls of each door, and whoever asks whether it is ready
+
+
 @pytest.mark.parametrize("name", ["registry", "store", "keys"])
 def test_a_place_that_depends_on_where_a_replica_starts_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: here.* is relative"):

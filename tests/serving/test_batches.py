@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.errors import InfrastructureError
-from rlhf_ray.serving.batches import Batches
+from rlhf_ray.serving.batches import Batches, in_thread
 from rlhf_ray.serving.errors import ApiError
 
 
@@ -28,7 +28,9 @@ class Doubler:
 
 
 def make_batches(work: Callable[[list[int]], Sequence[int | Exception]], **changes: Any) -> Batches[int, int]:
-    return Batches(work, **({"name": "the doubler", "most": 4, "limit": 100, "deadline_s": 5} | changes))
+    return Batches(
+        in_thread(work, "doubler"), **({"name": "the doubler", "most": 4, "limit": 100, "deadline_s": 5} | changes)
+    )
 
 
 async def started(work: Doubler) -> None:
@@ -157,3 +159,58 @@ def test_a_short_wait_fills_batches() -> None:
         return work.batches
 
     assert asyncio.run(run()) == [[1, 2]]
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_what_comes_while_a_lane_ends_is_done_too(steps: int) -> None:
+    async def run() -> list[int]:
+        batches: Batches[int, int] = Batches(double, name="the doubler", most=4, limit=100, deadline_s=0.5)
+
+        async def later() -> int:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            return await batches.submit(2)
+
+        return await asyncio.gather(batches.submit(1), later())
+
+    async def double(items: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return [2 * item for item in items]
+
+    assert asyncio.run(run()) == [2, 4]
+
+
+def test_so_many_lanes_so_many_batches_at_a_time() -> None:
+    async def run() -> tuple[list[list[int]], int]:
+        batches, under_way, most = [], 0, 0
+
+        async def work(items: list[int]) -> list[int]:
+            nonlocal under_way, most
+            batches.append(items)
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.01)
+            under_way -= 1
+            return items
+
+        lanes: Batches[int, int] = Batches(work, name="lanes", most=4, limit=100, deadline_s=5, lanes=3)
+        assert await asyncio.gather(*map(lanes.submit, range(20))) == list(range(20))
+        await lanes.close()
+        return batches, most
+
+    batches, most = asyncio.run(run())
+    assert most == 3
+    assert [item for batch in batches for item in batch] == list(range(20))
+
+
+def test_a_refusal_of_the_whole_batch_is_told_to_all_and_not_asked_for_again() -> None:
+    calls = 0
+
+    async def refuse(_: list[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        raise ApiError(503, "restarting", retry_after=5)
+
+    outcomes = asyncio.run(gather(Batches(refuse, name="x", most=4, limit=100, deadline_s=5), 1, 2, 3))
+    assert [outcome.status for outcome in outcomes] == [503] * 3
+    assert calls == 1

@@ -184,9 +184,68 @@ def test_a_stream_may_go_on_in_another_task_than_it_began_in() -> None:
 
 
 def test_scores_are_asked_for_again_for_they_change_nothing() -> None:
-    handle = FakeHandle(died(), SCORES)
+    handle = FakeHandle(died(), [SCORES])
     assert asyncio.run(RewardHandle(handle, deadline_s=5).score([ScoreItem((), "Hi")])) == SCORES
-    assert refusal(lambda: RewardHandle(FakeHandle(10.0), deadline_s=0.02).score([])).status == 504
+    error = refusal(lambda: RewardHandle(FakeHandle(10.0), deadline_s=0.02).score([]))
+    assert (error.status, error.code) in {(504, "deadline_exceeded"), (503, "deadline_exceeded")}
+
+
+class Scorers:
+    """Replicas that answer when they are told to, and note what each call brought."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.go = asyncio.Event()
+        self.score_each = SimpleNamespace(remote=self._score_each)
+
+    async def _score_each(self, requests: list[list[ScoreItem]]) -> list[Scores | ApiError]:
+        self.calls.append([item.completion for items in requests for item in items])
+        await self.go.wait()
+        return [self._scores(items) for items in requests]
+
+    def _scores(self, items: list[ScoreItem]) -> Scores | ApiError:
+        if any(item.completion == "nan" for item in items):
+            return ApiError(500, "a score that is no number", code="not_finite")
+        return Scores(1, "reward-model", tuple(float(len(item.completion)) for item in items))
+
+
+async def asked(scorers: Scorers, texts: list[str], **limits: int) -> list[Any]:
+    handle = RewardHandle(scorers, deadline_s=5, **limits)
+    waiting = []
+    for text in texts:
+        waiting.append(asyncio.create_task(handle.score([ScoreItem((), text)])))
+        for _ in range(3):  # so that each is on its way before the next is asked for
+            await asyncio.sleep(0)
+    scorers.go.set()
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def test_scores_asked_for_while_calls_are_under_way_share_the_next_call() -> None:
+    async def run() -> tuple[list[list[str]], list[Any]]:
+        scorers = Scorers()
+        return scorers.calls, await asked(scorers, ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"], calls=2, batch=3)
+
+    calls, answers = asyncio.run(run())
+    assert calls == [["a"], ["bb"], ["ccc", "dddd", "eeeee"], ["ffffff"]]
+    assert [answer.rewards for answer in answers] == [(1.0,), (2.0,), (3.0,), (4.0,), (5.0,), (6.0,)]
+
+
+def test_a_request_that_fails_leaves_those_of_its_call_alone() -> None:
+    async def run() -> list[Any]:
+        return await asked(Scorers(), ["a", "bb", "nan", "dddd"])
+
+    first, second, failed, last = asyncio.run(run())
+    assert [answer.rewards for answer in (first, second, last)] == [(1.0,), (2.0,), (4.0,)]
+    assert (failed.status, failed.code) == (500, "not_finite")
+
+
+def test_more_answers_than_may_wait_are_refused() -> None:
+    async def run() -> list[Any]:
+        return await asked(Scorers(), ["a", "bb", "ccc", "dddd"], queue=2)
+
+    *scored, refused = asyncio.run(run())
+    assert [len(answer.rewards) for answer in scored] == [1, 1, 1]
+    assert (refused.status, refused.retry_after) == (503, 1)
 
 
 def test_feedback_that_may_be_written_already_is_not_sent_again() -> None:

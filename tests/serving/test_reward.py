@@ -12,7 +12,7 @@ import pytest
 from rlhf_ray.errors import ModelError
 from rlhf_ray.models.reward import RewardModel, load_reward_model, new_reward_model
 from rlhf_ray.serving.auth import Caller
-from rlhf_ray.serving.backends import ScoreItem
+from rlhf_ray.serving.backends import ScoreItem, Scores
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.reward import RewardReplica
 from rlhf_ray.serving.settings import RewardSettings
@@ -97,6 +97,15 @@ def test_a_text_that_breaks_the_model_fails_alone() -> None:
     good, bad = asyncio.run(gather(make_replica(), texts("aa"), texts("poison")))
     assert good.rewards == (2.0,)
     assert isinstance(bad, ZeroDivisionError)
+
+
+def test_several_requests_in_one_call_are_answered_apart_and_failures_stay_with_theirs() -> None:
+    good, nan, poison = asyncio.run(make_replica().score_each([texts("aa"), texts("nan"), texts("poison")]))
+    assert isinstance(good, Scores)
+    assert good.rewards == (2.0,)
+    assert isinstance(nan, ApiError)
+    assert isinstance(poison, ApiError)  # not its own class, which another process may not know
+    assert [(error.status, error.code) for error in (nan, poison)] == [(500, "not_finite"), (500, "not_scored")]
 
 
 def test_nothing_is_scored_without_troubling_the_model() -> None:
