@@ -7,6 +7,9 @@ from typing import Any
 
 from rlhf_ray.errors import ModelError
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM 0.32's attention on CPU is built for; another size would fail in the first batch."""
+
 
 def read_folder(path: Path, use: str) -> dict[str, Any]:
     """The parsed `config.json` of a model folder whose files may be loaded: local, safetensors, no code of its own."""
@@ -20,6 +23,18 @@ def read_folder(path: Path, use: str) -> dict[str, Any]:
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{use} {path} holds no *.safetensors weights; save it again with save_pretrained")
     return config
+
+
+def check_cpu_attention(path: Path) -> None:
+    """`ModelError` for a policy folder whose attention heads are of a size that vLLM has no CPU attention for."""
+    config = _read_json(path / "config.json", "policy")
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if size is not None and size not in CPU_HEAD_SIZES:
+        raise ModelError(
+            f"policy {path} has attention heads of size {size}, for which vLLM's CPU attention is not built; it is for "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}: take another model, or a GPU"
+        )
 
 
 def fsync(path: Path) -> None:

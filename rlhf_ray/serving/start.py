@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError, Interrupted
+from rlhf_ray.models.files import check_cpu_attention
 from rlhf_ray.models.registry import Kind, Registry, Version
 from rlhf_ray.roles.joining import join
 from rlhf_ray.serving.settings import ServiceConfig
@@ -69,6 +70,10 @@ def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
                 f"no {kind.replace('_', ' ')} is promoted in {config.registry}: `rlhf policies promote` one, "
                 f"give a run that has one, or leave {part} out of parts"
             )
+    if "policy" in config.parts and config.policy.gpus == 0:
+        served = registry.promoted("policy")
+        assert served is not None
+        check_cpu_attention(served.folder)
     registry.close()
 
 

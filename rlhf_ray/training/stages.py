@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
 from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.files import CPU_HEAD_SIZES, check_cpu_attention
 from rlhf_ray.models.policy import load_policy, load_tokenizer
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.base import Recipe
@@ -34,8 +35,6 @@ from rlhf_ray.training.verdict import closing_lines
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM 0.32's attention on CPU is built for; another size would fail in the first batch, after the fits."""
 TAKEN_OVER = {
     "base_policy": ("base_policy", "base.json"),
     "feedback": ("feedback.db", "feedback.json"),
@@ -210,12 +209,15 @@ class Run:
 
 def check_models(config: Config) -> None:
     """Refuses a model folder, or a size, that cannot be used, before any work is done."""
+    on_cpu = config.resources.generator_gpus == 0
     if config.model.path is not None:
         load_policy(config.model.path)
-    elif config.model.hidden // config.model.heads not in HEAD_SIZES:
+        if on_cpu:
+            check_cpu_attention(config.model.path)
+    elif on_cpu and config.model.hidden // config.model.heads not in CPU_HEAD_SIZES:
         raise ConfigError(
             f"model.hidden={config.model.hidden} over model.heads={config.model.heads} is a head size that vLLM's CPU "
-            f"attention does not have; it has {', '.join(map(str, HEAD_SIZES))}"
+            f"attention does not have; it has {', '.join(map(str, CPU_HEAD_SIZES))}"
         )
     if config.reward_model.path is not None:
         load_reward_model(config.reward_model.path)

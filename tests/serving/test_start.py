@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError
+from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError, ModelError
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.serving.start import prepare, publish_run, refuse_taken, seats, take_down, wait_running, where_to_ask
 from rlhf_ray.training.stopping import Stopping
-from tests.serving.runs import make_run
+from tests.serving.runs import SERVABLE, make_run
 
 
 def config(tmp_path: Path, **settings: Any) -> ServiceConfig:
@@ -37,7 +37,7 @@ def test_a_runs_models_are_published_with_their_lineage(tmp_path: Path) -> None:
 
 
 def test_the_first_of_its_kind_is_promoted_and_later_ones_wait_to_be(tmp_path: Path) -> None:
-    run, said = make_run(tmp_path), []
+    run, said = make_run(tmp_path, **SERVABLE), []
     prepare(run, config(tmp_path), say=said.append)
     assert said == ["reward model 1: served", "policy 1: served"]
     another(run)
@@ -50,7 +50,7 @@ def test_the_first_of_its_kind_is_promoted_and_later_ones_wait_to_be(tmp_path: P
 
 def test_a_model_whose_part_is_left_out_is_published_and_not_said_to_be_served(tmp_path: Path) -> None:
     said: list[str] = []
-    prepare(make_run(tmp_path), config(tmp_path, parts={"policy"}), say=said.append)
+    prepare(make_run(tmp_path, **SERVABLE), config(tmp_path, parts={"policy"}), say=said.append)
     assert said == ["reward model 1: published", "policy 1: served"]
 
 
@@ -60,8 +60,16 @@ def test_without_a_run_what_is_promoted_is_served_and_nothing_is_refused(tmp_pat
     with pytest.raises(InputError, match="no reward model is promoted"):
         prepare(None, config(tmp_path, parts={"reward"}), say=print)
     prepare(None, config(tmp_path, parts={"feedback"}), say=print)
-    prepare(make_run(tmp_path), config(tmp_path), say=lambda line: None)
+    prepare(make_run(tmp_path, **SERVABLE), config(tmp_path), say=lambda line: None)
     prepare(None, config(tmp_path), say=print)
+
+
+def test_a_policy_that_the_engine_cannot_run_on_a_cpu_is_refused_before_it_starts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, hidden=32)
+    with pytest.raises(ModelError, match="heads of size 16"):
+        prepare(run, config(tmp_path), say=lambda line: None)
+    prepare(run, config(tmp_path, policy={"gpus": 1}), say=lambda line: None)
+    prepare(run, config(tmp_path, parts={"reward", "feedback"}), say=lambda line: None)
 
 
 def test_a_run_that_is_not_done_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from rlhf_ray.config import Config, load_config
-from rlhf_ray.errors import ConfigError, InfrastructureError, InputError
+from rlhf_ray.errors import ConfigError, InfrastructureError, InputError, ModelError
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stages import Run, check_models, run_stages, take_over
+from tests.models.tiny import make_policy_folder
 
 
 @pytest.fixture
@@ -57,6 +58,13 @@ def test_a_run_without_a_name_is_refused() -> None:
 def test_a_head_size_that_the_engine_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="head size"):
         check_models(load_config(None, ["model.heads=8"]))
+    check_models(load_config(None, ["model.heads=8", "resources.generator_gpus=1"]))
+
+
+def test_a_model_folder_of_such_a_head_size_is_refused_too(tmp_path: Path) -> None:
+    folder = make_policy_folder(tmp_path / "policy", hidden=32, heads=2)
+    with pytest.raises(ModelError, match="heads of size 16"):
+        check_models(load_config(None, [f"model.path={folder}"]))
 
 
 class Task(NamedTuple):
