@@ -13,10 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.presets import GROUPED, with_presets
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Advantage = Literal["gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "rloo", "grpo", "dr_grpo", "remax"]
+PolicyLoss = Literal["clip", "dual_clip", "gspo", "cispo", "reinforce"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -175,6 +178,8 @@ class RolloutConfig(Section):
     """Prompts a step."""
     samples: Count = 1
     """Responses a prompt."""
+    dynamic_sampling: Annotated[int, Field(ge=0)] = 0
+    """How often prompts whose responses all earn the same are replaced by others within a step; 0: they stay."""
     temperature: Positive = 1.0
     """Log-probs are those of the tempered distribution."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -203,8 +208,12 @@ class KLConfig(Section):
     """Rollouts over which the adaptive controller acts."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """How a token's KL is estimated from two log-probs: `algo/kl.py` has the formulas."""
-    where: Literal["reward"] = "reward"
-    """Subtracted from the reward, token by token."""
+    where: Literal["reward", "loss"] = "reward"
+    """Subtracted from the reward, token by token, or added to the loss (where `k1` has no gradient)."""
+    refresh_every: Annotated[int, Field(ge=0)] = 0
+    """Steps after which the reference becomes the policy as it is; 0: it stays the base policy."""
+    update_limit: Positive | None = None
+    """Nats a token (`policy/approxkl_avg`) by which one update may move the policy; the rest of it is left out."""
     limit: Positive = 25.0
     """Nats a response, mean over a step; above it the run stops as diverged."""
 
@@ -214,10 +223,14 @@ class PPOConfig(Section):
 
     steps: Count = 30
     """How often the loop goes round. A finished run goes on where it is raised."""
-    advantage: Literal["gae"] = "gae"
-    """Generalized advantage estimation, with a critic."""
-    loss: Literal["clip"] = "clip"
-    """The clipped surrogate."""
+    advantage: Advantage = "gae"
+    """How a token's part in the reward is found; docs/algorithms.md has what else comes with each."""
+    loss: PolicyLoss = "clip"
+    """What is minimised of the policy."""
+    average: Literal["token", "sequence", "constant"] = "token"
+    """A batch's loss is the mean over its tokens, over its responses' means, or its sum over a constant length."""
+    credit: Literal["trajectory", "to_go"] = "trajectory"
+    """`reinforce`: every token is credited with the whole return, or with what came after it."""
     epochs: Count = 2
     """Passes over a step's rollouts."""
     minibatch: Count = 32
@@ -231,24 +244,49 @@ class PPOConfig(Section):
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Of GAE: 1 trusts returns alone, 0 the critic alone."""
     clip: Positive = 0.2
-    """How far a token's probability ratio may move from 1 before it earns nothing more."""
+    """How far a probability ratio may fall below 1 before it earns nothing more."""
+    clip_high: Positive | None = None
+    """How far it may rise above 1; by default as far as it may fall."""
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    """`dual_clip`: most that a token of negative advantage may cost, in advantages."""
     value_clip: Positive = 0.2
     """How far a value may move from the one at sampling before it earns nothing more."""
     value_coef: Positive = 0.5
     """Weight of the value loss."""
+    value_norm: bool = False
+    """The critic learns returns brought to mean 0 and standard deviation 1 by all that were seen."""
+    critic_from: Literal["policy", "reward_model"] = "policy"
+    """Whose body the critic starts with; a reward model's needs the policy's tokenizer."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 0
+    """First steps, in which the critic alone learns."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an entropy bonus."""
+    ptx_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss on demonstrations that is mixed in (PPO-ptx)."""
     max_grad_norm: Positive = 1.0
     """Longer gradients are scaled down to it, policy and critic apart."""
-    whiten_advantages: bool = True
-    """Mean 0 and standard deviation 1 over a step's response tokens."""
-    normalise_rewards: bool = True
-    """Subtract a running mean and divide by a running standard deviation. It counts as 0.5 at least where the reward
-    model was learnt here, for what its scores are worth is in their size already."""
+    whiten: Literal["batch", "group", "none"] = "batch"
+    """Advantages with mean 0 and standard deviation 1 over a step's response tokens, or over each prompt's."""
+    reward_norm: Literal["running", "batch", "group", "none"] = "running"
+    """Rewards less a mean and over a standard deviation: of all so far, of the step, or of each prompt's. The standard
+    deviation counts as 0.5 at least where the reward model was learnt here, for what its scores are worth is in their
+    size already."""
     reward_clip: Positive | None = 5.0
     """After normalising."""
     missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Subtracted where a response was cut at `rollout.max_tokens`."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """Last tokens before `rollout.max_tokens` over which a penalty grows to `overlong_penalty`; 0: none."""
+    overlong_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Subtracted from the longest response's reward."""
+    length_penalty: float = 0.0
+    """Subtracted a response token; below 0 it is a bonus."""
+    correction: Literal["none", "token", "sequence", "band", "sequence_mask"] = "none"
+    """Weights for rollouts whose behaviour log-probs differ from the learner's; `algo/correction.py` has formulas."""
+    correction_low: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """`band`, `sequence_mask`: smaller ratios weigh nothing."""
+    correction_high: Annotated[float, Field(gt=1)] = 2.0
+    """Larger ratios are cut to it, or weigh nothing."""
     permute_rewards: bool = False
     """A control: rewards permuted within each batch. What PPO then gains is luck."""
     kl: KLConfig = KLConfig()
@@ -324,6 +362,40 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, tree: Any) -> Any:
+        return with_presets(tree) if isinstance(tree, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _algorithm_is_whole(self) -> "Config":
+        ppo, samples = self.ppo, self.rollout.samples
+        compares = {
+            f"ppo.advantage={ppo.advantage}": ppo.advantage in GROUPED,
+            "ppo.whiten=group": ppo.whiten == "group",
+            "ppo.reward_norm=group": ppo.reward_norm == "group",
+            "rollout.dynamic_sampling": self.rollout.dynamic_sampling > 0,
+        }
+        for setting in (name for name, needed in compares.items() if needed and samples < 2):
+            raise ValueError(f"{setting} compares responses to one prompt: set rollout.samples to 2 or more")
+        if ppo.kl.where == "loss" and ppo.kl.estimator == "k1" and ppo.kl.coef:
+            raise ValueError("ppo.kl.where=loss needs ppo.kl.estimator=k2 or k3: the gradient of k1 is 0 in the mean")
+        if ppo.advantage == "remax" and ppo.reward_norm in ("batch", "group"):
+            raise ValueError("ppo.advantage=remax compares rewards of two batches: set ppo.reward_norm=running or none")
+        if (
+            ppo.critic_from == "reward_model"
+            and self.reward_model.path is None
+            and self.reward_model.backbone != "decoder"
+        ):
+            raise ValueError(
+                "ppo.critic_from=reward_model needs reward_model.backbone=decoder, which reads the policy's tokens"
+            )
+        critics = {"critic_from": "policy", "critic_warmup": 0, "value_norm": False}
+        for key, default in critics.items():
+            if ppo.advantage != "gae" and getattr(ppo, key) != default:
+                raise ValueError(f"ppo.{key} is a critic's, and ppo.advantage={ppo.advantage} has none: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

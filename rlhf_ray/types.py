@@ -3,6 +3,7 @@
 The words are the project's words; docs and code use them with no other meaning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,14 @@ class Rollout:
     weights_step: int
     """The learner's weights step that sampled it."""
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Rollouts with the number that each was given, in one order."""
+
+    rollouts: Sequence[Rollout]
+    scores: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,30 @@
-"""What PPO minimises, and the log-probs and entropies that it is made of."""
+"""What the learner minimises: policy losses token by token, how they are averaged, and the critic's loss.
+
+Each policy loss gives one number a token, (B, T), and where its clip has cut the gradient off; `average` makes a scalar
+of them. With rho = exp(logprobs - old_logprobs), the old ones those of the policy that the update began with.
+"""
 
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
-EDGE = 1e-5
-"""Closer than this, in probability or in nats, float error decides what belongs to a nucleus."""
+Averaging = Literal["token", "sequence", "constant"]
 
-_SORTED_AT_ONCE = 2**24
-"""Logits sorted in one go: bounds the extra memory to about 0.3 GB, whatever the vocabulary."""
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """A policy loss before it is averaged; both (B, T), and meaningless outside the mask."""
+
+    loss: Tensor
+    clipped: Tensor
+    """Bool: no gradient comes from here."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyStats:
-    """How far an update has moved the policy from the one that sampled; detached scalars, means over tokens."""
+    """How far an update has moved the policy from the one that it began with; detached scalars, means over tokens."""
 
     approxkl: Tensor
     """d^2 / 2 in nats, d = new minus old log-prob (k2 of Schulman 2020)."""
@@ -32,29 +42,102 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
-def policy_loss_clip(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
-) -> tuple[Tensor, PolicyStats]:
-    """PPO's clipped surrogate as a loss to minimise (a scalar), and how far the policy has moved.
+def average(x: Tensor, mask: Tensor, how: Averaging, *, length: int) -> Tensor:
+    """One number of a (B, T) tensor's masked entries, a scalar.
 
-    rho = exp(logprobs - old_logprobs);  L = mean over tokens of max(-A * rho, -A * clamp(rho, 1 - clip, 1 + clip)).
-    Schulman et al. 2017 (arXiv:1707.06347), equation 7, negated; the mean runs over all tokens of the batch.
+    - `token`: the mean over all tokens of the batch, so that long answers count for more (DAPO, arXiv:2503.14476,
+      section 3.3).
+    - `sequence`: each answer's mean, then the mean over answers, so that a token of a long answer counts for less
+      (GRPO, arXiv:2402.03300, equation 3). Rows without a token are left out.
+    - `constant`: the sum over `length` times the rows, so that every token counts the same in every batch (Dr. GRPO,
+      arXiv:2503.20783, appendix). `length` is the longest answer allowed.
+
+    mask: (B, T) bool. Nothing inside gives NaN, as in `masked_mean`.
+    """
+    inside = x.masked_fill(~mask, 0.0)
+    match how:
+        case "token":
+            return inside.sum() / mask.sum()
+        case "sequence":
+            lengths = mask.sum(1)  # (B)
+            return (inside.sum(1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum()
+        case "constant":
+            return inside.sum() / (mask.any(1).sum() * length)
+        case _:
+            assert_never(how)
+
+
+def clip_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, low: float, high: float
+) -> TokenLoss:
+    """PPO's clipped surrogate, negated.
+
+    max(-A * rho, -A * clamp(rho, 1 - low, 1 + high)).
+    Schulman et al. 2017 (arXiv:1707.06347), equation 7; bounds that differ are DAPO's "clip-higher" (Yu et al. 2025,
+    arXiv:2503.14476, section 3.1), which leaves unlikely tokens more room to grow.
 
     logprobs (with gradient), old_logprobs, advantages: (B, T); mask: (B, T) bool, true on response tokens.
     """
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)  # before exp: padding must not reach a gradient
-    advantages = advantages.masked_fill(~mask, 0.0)
-    ratio = log_ratio.exp()  # (B, T)
-    free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    loss = masked_mean(torch.maximum(free, clipped), mask)
-    with torch.no_grad():
-        stats = PolicyStats(
-            approxkl=masked_mean(log_ratio.square(), mask) / 2,
-            clipfrac=masked_mean((clipped > free).to(ratio.dtype), mask),
-            ratio=masked_mean(ratio, mask),
-        )
-    return loss, stats
+    return _clipped(_ratio(logprobs, old_logprobs, mask), advantages.masked_fill(~mask, 0.0), low=low, high=high)
+
+
+def dual_clip_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, low: float, high: float, dual: float
+) -> TokenLoss:
+    """`clip_loss` that also bounds what a bad token can cost: where A < 0, min(clip loss, -dual * A), dual > 1.
+
+    Without it a token whose advantage is negative and whose ratio has grown large pulls without bound.
+    Ye et al. 2020 (arXiv:1912.09729), equation 5.
+    """
+    plain = clip_loss(logprobs, old_logprobs, advantages, mask, low=low, high=high)
+    most = -dual * advantages.masked_fill(~mask, 0.0)
+    binds = (advantages < 0) & (plain.loss > most) & mask
+    return TokenLoss(torch.where(binds, most, plain.loss), plain.clipped | binds)
+
+
+def gspo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, low: float, high: float
+) -> TokenLoss:
+    """`clip_loss` with one ratio a response, the geometric mean of its tokens': s = exp(mean_t(log rho_t)).
+
+    Group sequence policy optimisation: Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7; average it by
+    sequence. The ratio of a whole response varies much less than a token's: its bounds are some 1e-4.
+    """
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+    ratio = mean.exp().expand_as(log_ratio)  # (B, T)
+    return _clipped(ratio, advantages.masked_fill(~mask, 0.0), low=low, high=high)
+
+
+def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, high: float) -> TokenLoss:
+    """REINFORCE with a weight that is capped and carries no gradient: -sg(min(rho, 1 + high)) * A * log p.
+
+    No token's gradient is ever cut off, only its weight bounded, so nothing counts as clipped.
+    MiniMax 2025 (arXiv:2506.13585), equation 4, without a lower bound as there.
+    """
+    weight = _ratio(logprobs, old_logprobs, mask).detach().clamp(max=1.0 + high)
+    loss = -weight * advantages.masked_fill(~mask, 0.0) * logprobs.masked_fill(~mask, 0.0)
+    return TokenLoss(loss, torch.zeros_like(mask))
+
+
+def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    """The score-function gradient as a loss: -A log p. Williams 1992 (doi:10.1007/BF00992696), section 5.
+
+    Right for the policy that sampled; with several updates a batch the later ones see samples of an older policy.
+    """
+    loss = -advantages.masked_fill(~mask, 0.0) * logprobs.masked_fill(~mask, 0.0)
+    return TokenLoss(loss, torch.zeros_like(mask))
+
+
+@torch.no_grad()
+def policy_stats(logprobs: Tensor, old_logprobs: Tensor, clipped: Tensor, mask: Tensor) -> PolicyStats:
+    """How far the policy has moved; all (B, T)."""
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    return PolicyStats(
+        approxkl=masked_mean(log_ratio.square(), mask) / 2,
+        clipfrac=masked_mean(clipped.to(log_ratio.dtype), mask),
+        ratio=masked_mean(log_ratio.exp(), mask),
+    )
 
 
 def value_loss_clipped(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
@@ -72,80 +155,11 @@ def value_loss_clipped(values: Tensor, old_values: Tensor, returns: Tensor, mask
     return masked_mean(torch.maximum((values - returns).square(), (near - returns).square()), mask) / 2
 
 
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """The entropy in nats of each next-token distribution; (..., V) gives (...).
-
-    H = logsumexp(z) - sum_v softmax(z)_v * z_v (Shannon 1948, with p = softmax(z)). A token with logit -inf counts 0.
-    For another temperature divide the logits first.
-    """
-    logits = _at_least_float32(logits)
-    expected = (logits.softmax(dim=-1) * logits.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)
-    return torch.logsumexp(logits, dim=-1) - expected
+def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    return (logprobs - old_logprobs).masked_fill(~mask, 0.0).exp()  # filled before exp: padding must reach no gradient
 
 
-def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The log-probs in nats of given tokens, (...), in float32 at least.
-
-    log p(x) = z_x / temperature - logsumexp(z / temperature): softmax's logarithm, of the tokens asked for only, so
-    that no second (..., V) tensor is kept.
-
-    logits: (..., V), where logits[..., t, :] predict ids[..., t]; ids: (...) int64.
-    """
-    scaled = _scaled(logits, temperature)
-    return _pick(scaled, ids) - torch.logsumexp(scaled, dim=-1)
-
-
-def nucleus_logprobs(logits: Tensor, ids: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Log-probs of given tokens under top-p sampling (...), and where float error could decide them (...) bool.
-
-    The nucleus is the smallest set of likeliest tokens whose mass reaches top_p; p(x) is renormalised over it and 0
-    (log-prob -inf) outside it. Holtzman et al. 2020 (arXiv:1904.09751), section 3.1; after temperature, as vLLM does.
-    Membership follows vLLM's sampler: of the ascending cumulated probabilities those at most 1 - top_p fall out, in
-    float32, and the likeliest token always stays.
-
-    `ambiguous` is true where a cumulated probability lies within 1e-5 of 1 - top_p, or the last token inside and the
-    first outside within 1e-5 nats: there another machine's rounding may draw another nucleus. Equal logits on the
-    edge all stay in, where vLLM drops some by sorting order; these are ambiguous too. The rule knows no scale: where
-    the tokens on the edge are themselves lighter than 1e-5 (a large vocabulary, a flat distribution) every row is.
-
-    logits: (..., V); ids: (...) int64. Gradients flow through the tokens inside; the nucleus itself is a constant.
-    """
-    if top_p >= 1.0:
-        logprobs = token_logprobs(logits, ids, temperature=temperature)
-        return logprobs, torch.zeros_like(ids, dtype=torch.bool)
-    scaled = _scaled(logits, temperature)
-    lowest, ambiguous = _nucleus_edge(scaled.detach(), top_p)
-    inside = scaled.masked_fill(scaled < lowest.unsqueeze(-1), -torch.inf)  # (..., V)
-    return _pick(inside, ids) - torch.logsumexp(inside, dim=-1), ambiguous
-
-
-def _nucleus_edge(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Each row's lowest logit inside the nucleus, and whether the edge is ambiguous; (..., V) gives (...) twice."""
-    vocabulary = logits.shape[-1]
-    cut = 1.0 - torch.tensor(top_p, dtype=logits.dtype, device=logits.device)
-    rows = logits.reshape(-1, vocabulary)
-    at_once = max(1, _SORTED_AT_ONCE // vocabulary)
-    lowest, ambiguous = [rows.new_empty(0)], [torch.empty(0, dtype=torch.bool, device=rows.device)]
-    for start in range(0, len(rows), at_once):
-        ordered = rows[start : start + at_once].sort(dim=-1).values  # (N, V), ascending
-        below = ordered.softmax(dim=-1).cumsum(dim=-1)[:, :-1]  # (N, V - 1): the likeliest token is never asked
-        first = (below <= cut).sum(dim=-1, keepdim=True)  # (N, 1) place of the lowest token inside
-        edge = ordered.gather(-1, first)
-        outside = ordered.gather(-1, (first - 1).clamp(min=0))
-        tied = (first > 0) & (edge - outside <= EDGE)
-        lowest.append(edge.squeeze(-1))
-        ambiguous.append(((below - cut).abs() <= EDGE).any(dim=-1) | tied.squeeze(-1))
-    return torch.cat(lowest).view(logits.shape[:-1]), torch.cat(ambiguous).view(logits.shape[:-1])
-
-
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    logits = _at_least_float32(logits)
-    return logits if temperature == 1.0 else logits / temperature
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _pick(x: Tensor, ids: Tensor) -> Tensor:
-    return x.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+def _clipped(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> TokenLoss:
+    free = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1.0 - low, 1.0 + high)
+    return TokenLoss(torch.maximum(free, bounded), (bounded > free).detach())

@@ -32,6 +32,29 @@ def end_penalty(scores: Tensor, finished: Tensor, penalty: float) -> Tensor:
     return scores - penalty * (~finished).to(scores.dtype)
 
 
+def overlong_penalty(lengths: Tensor, *, longest: int, buffer: int) -> Tensor:
+    """What a response loses as it nears the longest allowed: 0 to 1, (B), growing over its last `buffer` tokens.
+
+    clamp((length - (longest - buffer)) / buffer, 0, 1). Yu et al. 2025 (arXiv:2503.14476), equation 13, negated.
+    """
+    assert buffer > 0, buffer
+    return ((lengths - (longest - buffer)) / buffer).clamp(0.0, 1.0)
+
+
+def standardised(x: Tensor, groups: Tensor | None = None, *, least_std: float = 1e-8) -> Tensor:
+    """Mean 0 and standard deviation 1 over the batch or each group, (B); a smaller std counts as `least_std`.
+
+    groups: (B) int, equal for responses to one prompt.
+    """
+    groups = torch.zeros_like(x, dtype=torch.long) if groups is None else groups
+    result = torch.zeros_like(x)
+    for group in groups.unique():
+        rows = groups == group
+        norm = RunningNorm().updated(x[rows])
+        result[rows] = norm.normalise(x[rows], None, least_std=least_std)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class RunningNorm:
     """Mean and spread of every number seen so far, to bring scores to mean 0 and standard deviation 1.

@@ -16,13 +16,17 @@ class PromptStream:
     last whole batch, so no prompt comes twice within an epoch, nor within a batch; those left over change each epoch.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int | str) -> None:
         assert len({prompt.id for prompt in prompts}) == len(prompts), "prompts of one stream need distinct ids"
         self._prompts = tuple(prompts)
         self._seed = seed
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    def in_another_order(self) -> "PromptStream":
+        """The same prompts, shuffled otherwise: to draw from besides."""
+        return PromptStream(self._prompts, seed=f"{self._seed}/spare")
 
     def batch(self, step: int, n: int) -> list[Prompt]:
         """The `n` prompts of a step, counted from 0."""

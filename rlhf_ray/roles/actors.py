@@ -13,7 +13,7 @@ from rlhf_ray.roles.generator import Engine, Generator
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.scorer import Scorer, Scoring
 from rlhf_ray.roles.weights import FlatWeights
-from rlhf_ray.types import Rollout, Sampling
+from rlhf_ray.types import Rollout, Sampling, Scored
 
 
 class _Resident:
@@ -45,9 +45,9 @@ class LearnerActor(_Resident):
         self.learner = make_learner()
         self.batch: Batch | None = None
 
-    def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
+    def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         """Keeps the batch, returns its metrics."""
-        self.batch = self.learner.prepare(rollouts, scores)
+        self.batch = self.learner.prepare(sampled, greedy)
         return self.batch.metrics
 
     def update(self) -> dict[str, float]:

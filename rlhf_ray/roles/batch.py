@@ -6,6 +6,7 @@ t-th response token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,10 +64,27 @@ class Batch:
     tokens: Tokens
     logprobs: Tensor
     """The policy's own before the update, at the sampling temperature."""
-    values: Tensor
+    reference_logprobs: Tensor
     advantages: Tensor
-    returns: Tensor
+    weights: Tensor
+    """Of each token's loss; 1 without a correction for who sampled it."""
+    values: Tensor | None
+    """The critic's before the update, in its own units; None without a critic."""
+    returns: Tensor | None
+    """The critic's targets, in its own units."""
     metrics: dict[str, float]
+
+    def rows(self, index: Tensor) -> "Batch":
+        """Some of the rollouts, with the columns cut that none of them uses."""
+        tokens = self.tokens.rows(index)
+        width = tokens.mask.shape[1]
+
+        def cut(name: str) -> Any:
+            x = getattr(self, name)
+            return None if x is None else x[index, :width]
+
+        cuts = {field.name: cut(field.name) for field in fields(self) if field.name not in ("tokens", "metrics")}
+        return replace(self, tokens=tokens, **cuts)
 
 
 def collate(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int) -> Tokens:

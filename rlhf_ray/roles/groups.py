@@ -27,7 +27,7 @@ from rlhf_ray.roles.fleet import Ask, Fleet
 from rlhf_ray.roles.generator import Sampled
 from rlhf_ray.roles.shares import Work, fixed_shares, free_shares
 from rlhf_ray.roles.weights import PushedWeights, WeightsSinks
-from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling, WeightsReceipt
+from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling, Scored, WeightsReceipt
 
 
 class Group:
@@ -211,11 +211,10 @@ class LearnerGroup(Group):
         (actor,) = self.actors.values()
         return actor
 
-    def prepare(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
+    def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         """Advantages for a step's rollouts, kept with the learner for `update`; returns metrics."""
-        metrics: dict[str, float] = self._answer(
-            self.actor.prepare.remote(rollouts, scores), f"preparing {len(rollouts)} rollouts"
-        )
+        doing = f"preparing {len(sampled.rollouts)} rollouts"
+        metrics: dict[str, float] = self._answer(self.actor.prepare.remote(sampled, greedy), doing)
         return metrics
 
     def update(self) -> dict[str, float]:

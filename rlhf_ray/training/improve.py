@@ -17,6 +17,7 @@ from rlhf_ray.roles.groups import GeneratorGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.training.base_policy import fitting
 from rlhf_ray.training.evaluate import Evaluation, compare, evaluate, shown_samples
 from rlhf_ray.training.loop import Say, resume, train
 from rlhf_ray.training.metrics import read_metrics
@@ -55,7 +56,19 @@ def improve(run: Context) -> None:
     config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
     began = time.monotonic()
     tokenizer = run.tokenizer
-    learner = run.placement.start_learner(partial(Learner.from_folder, folder.base_policy, config))
+    demonstrations: list[tuple[list[int], int]] = []
+    if config.ppo.ptx_coef:
+        fits, _ = fitting(recipe.demonstrations(), tokenizer, config=config)
+        demonstrations = [encoded for _, encoded in fits]
+    learner = run.placement.start_learner(
+        partial(
+            Learner.from_folder,
+            folder.base_policy,
+            config,
+            reward_model=folder.reward_model,
+            demonstrations=demonstrations,
+        )
+    )
     scorers = run.placement.start_scorers(folder.reward_model)
     run.placement.wait_ready()
     handoff = WeightsHandoff(

@@ -1,4 +1,4 @@
-"""PPO: the page. Generate, score, prepare, learn, publish.
+"""The page: one step of reinforcement learning. Generate, score, prepare, learn, publish.
 
 Each role has one duty, and none knows this loop:
 
@@ -7,6 +7,7 @@ Each role has one duty, and none knows this loop:
 - the learner turns rollouts and rewards into advantages (`prepare`) and the policy into a better one (`update`);
 - the hand-off brings the learner's new weights to every generator and proves that they arrived.
 
+Which algorithm it is, is the learner's affair (`ppo.advantage`, `ppo.loss`); two of them also ask for other samples.
 `step` is a function of the step's number and the learner's state alone, so a resumed run asks the same prompts with
 the same seeds.
 """
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
-from rlhf_ray.data.prompts import PromptStream
+from rlhf_ray.data.prompts import PromptStream, distinct
 from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.training.dynamic import Answers, replace_uniform, spare_prompts
 from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
+from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +56,72 @@ class PPO:
         self, roles: Roles, *, prompts: PromptStream, tokenizer: PreTrainedTokenizerBase, config: Config
     ) -> None:
         self.roles, self.prompts, self.tokenizer, self.config = roles, prompts, tokenizer, config
+        self.spares = prompts.in_another_order()
         rollout = config.rollout
         self.sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
+        self.greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=rollout.max_tokens)
 
     def step(self, step: int) -> Step:
         """One pass around the loop; `step` counts from 0."""
         roles, clock = self.roles, Clock()
         prompts = self.prompts.batch(step, self.config.rollout.prompts)
 
-        with clock.time("rollout"):
-            rollouts = roles.generators.generate(self._requests(prompts, step), self.sampling)
-        with clock.time("score"):
-            exchanges = exchanges_of(rollouts, prompts, self.tokenizer)
-            rewards = roles.scorers.score(exchanges)
+        answers = self._ask(prompts, step, clock)
+        if self.config.rollout.dynamic_sampling:
+            answers, passed_over = self._varied(answers, prompts, step, clock)
+        likeliest = self._likeliest(answers, step, clock) if self.config.ppo.advantage == "remax" else None
+        rewards = answers.rewards
         if self.config.ppo.permute_rewards:
             rewards = permuted(rewards, seed=self.config.seed, step=step)
         with clock.time("prepare"):
-            prepared = roles.learner.prepare(rollouts, rewards)
+            prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
         with clock.time("learn"):
             learned = roles.learner.update()
         with clock.time("sync"):
             sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
-        metrics = {**prepared, **learned, **sync, **clock.seconds, **describe(rollouts, clock.seconds, step)}
-        return Step(rollouts, exchanges, metrics)
+        metrics = {**prepared, **learned, **sync, **clock.seconds, **describe(answers.rollouts, clock.seconds, step)}
+        if self.config.rollout.dynamic_sampling:
+            metrics["rollout/passed_over"] = float(passed_over)
+        return Step(answers.rollouts, answers.exchanges, metrics)
 
-    def _requests(self, prompts: Sequence[Prompt], step: int) -> list[GenerationRequest]:
-        rollout, run_id = self.config.rollout, str(self.config.run.id)
-        return requests_for(
-            prompts, self.tokenizer, run_id=run_id, step=step, samples=rollout.samples, room=rollout.max_tokens
+    def _ask(self, prompts: Sequence[Prompt], step: int, clock: "Clock") -> Answers:
+        """What the policy answers, and what that earns."""
+        with clock.time("rollout"):
+            rollouts = self.roles.generators.generate(self._requests(prompts, step), self.sampling)
+        return self._scored(rollouts, prompts, clock)
+
+    def _likeliest(self, answers: Answers, step: int, clock: "Clock") -> Scored:
+        """ReMax's baseline: for each rollout, the greedy answer to its prompt and what that earns."""
+        prompts = distinct(exchange.prompt for exchange in answers.exchanges)
+        with clock.time("rollout"):
+            requests = self._requests(prompts, f"{step}-greedy", samples=1)
+            rollouts = self.roles.generators.generate(requests, self.greedy)
+        found = self._scored(rollouts, prompts, clock)
+        rows = {rollout.prompt_id: row for row, rollout in enumerate(found.rollouts)}
+        order = [rows[rollout.prompt_id] for rollout in answers.rollouts]
+        return Scored([found.rollouts[row] for row in order], [found.rewards[row] for row in order])
+
+    def _varied(self, answers: Answers, prompts: Sequence[Prompt], step: int, clock: "Clock") -> tuple[Answers, int]:
+        """The answers, those that teach nothing replaced; and how many prompts were passed over."""
+        tries, n = self.config.rollout.dynamic_sampling, self.config.rollout.prompts
+        return replace_uniform(
+            answers,
+            ask=lambda spare: self._ask(spare, step, clock),
+            spares=spare_prompts(self.spares, prompts, step=step, tries=tries, n=n),
         )
+
+    def _scored(self, rollouts: list[Rollout], prompts: Sequence[Prompt], clock: "Clock") -> Answers:
+        with clock.time("score"):
+            exchanges = exchanges_of(rollouts, prompts, self.tokenizer)
+            return Answers(rollouts, exchanges, self.roles.scorers.score(exchanges))
+
+    def _requests(
+        self, prompts: Sequence[Prompt], step: int | str, samples: int | None = None
+    ) -> list[GenerationRequest]:
+        rollout, run_id = self.config.rollout, str(self.config.run.id)
+        samples = rollout.samples if samples is None else samples
+        return requests_for(prompts, self.tokenizer, run_id=run_id, step=step, samples=samples, room=rollout.max_tokens)
 
 
 def permuted(rewards: Sequence[float], *, seed: int, step: int) -> list[float]:
@@ -106,7 +144,7 @@ def describe(rollouts: Sequence[Rollout], seconds: Mapping[str, float], step: in
 
 
 class Clock:
-    """Seconds by phase, as `time/<phase>_s`."""
+    """Seconds by phase, as `time/<phase>_s`; a phase may come several times."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -114,6 +152,6 @@ class Clock:
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
         """Times what it encloses."""
-        start = time.monotonic()
+        start, key = time.monotonic(), f"time/{phase}_s"
         yield
-        self.seconds[f"time/{phase}_s"] = time.monotonic() - start
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start

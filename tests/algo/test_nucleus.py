@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algo import losses
-from rlhf_ray.algo.losses import nucleus_logprobs, token_logprobs
+from rlhf_ray.algo import logprobs
+from rlhf_ray.algo.logprobs import nucleus_logprobs, token_logprobs
 
 quick = settings(deadline=None, max_examples=60)
 seeds = st.integers(0, 2**31 - 1)
@@ -137,7 +137,7 @@ def test_where_it_is_not_ambiguous_a_little_noise_changes_no_membership(
 def test_rows_sorted_in_pieces_give_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, ids = torch.randn(3, 5, 20), torch.randint(20, (3, 5))
     whole = nucleus_logprobs(logits, ids, temperature=0.7, top_p=0.9)
-    monkeypatch.setattr(losses, "_SORTED_AT_ONCE", 45)  # two rows
+    monkeypatch.setattr(logprobs, "_SORTED_AT_ONCE", 45)  # two rows
     pieces = nucleus_logprobs(logits, ids, temperature=0.7, top_p=0.9)
     assert torch.equal(whole[0], pieces[0])
     assert torch.equal(whole[1], pieces[1])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algo.shaping import RunningNorm, end_penalty, token_rewards
+from rlhf_ray.algo.shaping import RunningNorm, end_penalty, overlong_penalty, standardised, token_rewards
 
 quick = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**31 - 1)
@@ -93,3 +93,16 @@ def test_a_small_spread_is_stretched_no_further_than_to_the_least_that_counts() 
 def test_nothing_is_normalised_before_anything_was_seen() -> None:
     with pytest.raises(AssertionError, match="nothing seen"):
         RunningNorm().normalise(torch.ones(1), None)
+
+
+def test_the_overlong_penalty_grows_over_the_last_tokens_allowed() -> None:
+    found = overlong_penalty(torch.tensor([1, 12, 13, 14, 16, 20]), longest=16, buffer=4)
+    assert found.tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+def test_scores_standardised_by_batch_and_by_group_worked_by_hand() -> None:
+    scores, groups = torch.tensor([1.0, 3.0, 10.0, 10.0]), torch.tensor([5, 5, 2, 2])
+    assert standardised(scores, groups).tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0])
+    wanted = [(x - 6.0) / statistics.pstdev([1, 3, 10, 10]) for x in (1, 3, 10, 10)]
+    assert standardised(scores).tolist() == pytest.approx(wanted)
+    assert standardised(scores, groups, least_std=2.0).tolist() == pytest.approx([-0.5, 0.5, 0.0, 0.0])

@@ -12,7 +12,7 @@ import ray
 import torch
 from torch import Tensor
 
-from rlhf_ray.algo.losses import nucleus_logprobs
+from rlhf_ray.algo.logprobs import nucleus_logprobs
 from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.models.policy import load_policy, load_tokenizer, new_policy, save_policy, train_tokenizer
 from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup

@@ -11,7 +11,7 @@ import pytest
 from rlhf_ray.errors import Interrupted
 from rlhf_ray.serving import visit as visiting
 from rlhf_ray.training.stopping import Stopping
-from tests.serving.runs import make_run
+from tests.serving.runs import SERVABLE, make_run
 
 
 @pytest.mark.parametrize(("asked", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -27,7 +27,7 @@ def test_a_signal_while_the_service_starts_ends_the_visit_with_its_own_code_and_
     monkeypatch.setattr(visiting, "serving", stopped)
     said: list[str] = []
     with pytest.raises(Interrupted) as ended:
-        visiting.visit(make_run(tmp_path), say=said.append)
+        visiting.visit(make_run(tmp_path, **SERVABLE), say=said.append)
     assert ended.value.exit_code == code
     assert said == ["reward model 1: published", "policy 1: served"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_ray.models.checkpoint import Checkpoint
-from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling
+from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling, Scored
 
 
 class Tokenizer:
@@ -30,14 +30,17 @@ class Roles:
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.sampling: list[Sampling] = []
         self.weights_step = 0
         self.prepared: tuple[list[Rollout], list[float]] = ([], [])
+        self.greedy: Scored | None = None
         self.loaded: Path | None = None
         self.generators = self.scorers = self.learner = self.handoff = self
 
-    def generate(self, requests: Sequence[GenerationRequest], _: Sampling) -> list[Rollout]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
         self.events.append("generate")
         self.requests = list(requests)
+        self.sampling.append(sampling)
         return [
             Rollout(
                 r.rollout_id, r.prompt_id, r.prompt_ids, (65 + r.seed % 26, 0), (-1.0, -0.5), self.weights_step, "stop"
@@ -49,10 +52,10 @@ class Roles:
         self.events.append("score")
         return [float(ord(exchange.response[0])) for exchange in exchanges]
 
-    def prepare(self, rollouts: list[Rollout], rewards: list[float]) -> dict[str, float]:
+    def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         self.events.append("prepare")
-        self.prepared = (rollouts, rewards)
-        return {"objective/kl": 0.5, "objective/scores": sum(rewards) / len(rewards)}
+        self.prepared, self.greedy = (list(sampled.rollouts), list(sampled.scores)), greedy
+        return {"objective/kl": 0.5, "objective/scores": sum(sampled.scores) / len(sampled.scores)}
 
     def update(self) -> dict[str, float]:
         self.events.append("update")

@@ -78,3 +78,25 @@ def test_with_the_control_on_the_learner_gets_permuted_rewards() -> None:
     true = [float(rollout.response_ids[0]) for rollout in rollouts]
     assert sorted(rewards) == sorted(true)
     assert rewards == pytest.approx(permuted(true, seed=0, step=0))
+
+
+def test_remax_also_asks_for_the_likeliest_answer_to_each_prompt_and_hands_it_to_each_rollout() -> None:
+    roles = Roles()
+    make_ppo(roles, "ppo.advantage=remax").step(0)
+    assert roles.events == ["generate", "score", "generate", "score", "prepare", "update", "publish"]
+    assert [sampling.temperature for sampling in roles.sampling] == [1.0, 0.0]
+    rollouts, greedy = roles.prepared[0], roles.greedy
+    assert greedy is not None
+    assert [r.prompt_id for r in greedy.rollouts] == [r.prompt_id for r in rollouts]
+    assert list(greedy.scores) == [float(r.response_ids[0]) for r in greedy.rollouts]
+    assert len(roles.requests) == 4
+    assert not {r.id for r in greedy.rollouts} & {r.id for r in rollouts}
+
+
+def test_dynamic_sampling_asks_on_where_answers_earn_the_same() -> None:
+    roles = Roles()
+    roles.score = lambda exchanges: [0.0] * len(exchanges)  # type: ignore[method-assign] # nothing teaches
+    metrics = make_ppo(roles, "rollout.dynamic_sampling=2").step(0).metrics
+    assert roles.events.count("generate") == 3
+    assert len(roles.prepared[0]) == 8
+    assert metrics["rollout/passed_over"] >= 4

@@ -1,0 +1,73 @@
+"""What comes with the choice of an algorithm: the settings of its paper, where they differ from our defaults.
+
+`ppo.advantage=grpo` alone is then GRPO. Whatever a config says itself wins; of what comes with the advantage and with
+the loss, the loss's wins. docs/algorithms.md has each algorithm's equation and source.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+SEVERAL = {"rollout.prompts": 32, "rollout.samples": 4}
+"""As many rollouts a step as by default, in groups that can be compared."""
+
+GROUPED = frozenset({"reinforce_pp_baseline", "rloo", "grpo", "dr_grpo"})
+"""Advantages whose baseline is what the other responses to the same prompt earned."""
+
+BY_ADVANTAGE: Mapping[str, Mapping[str, Any]] = {
+    "gae": {},
+    "reinforce": {"ppo.loss": "reinforce", "ppo.epochs": 1},
+    "reinforce_pp": {},
+    "reinforce_pp_baseline": {
+        **SEVERAL,
+        "ppo.reward_norm": "none",
+        "ppo.kl.where": "loss",
+        "ppo.kl.estimator": "k2",
+    },
+    "rloo": {**SEVERAL, "ppo.whiten": "none"},
+    "grpo": {
+        **SEVERAL,
+        "ppo.reward_norm": "none",
+        "ppo.whiten": "none",
+        "ppo.average": "sequence",
+        "ppo.kl.where": "loss",
+        "ppo.kl.estimator": "k3",
+    },
+    "dr_grpo": {
+        **SEVERAL,
+        "ppo.reward_norm": "none",
+        "ppo.whiten": "none",
+        "ppo.average": "constant",
+        "ppo.kl.where": "loss",
+        "ppo.kl.estimator": "k3",
+    },
+    "remax": {"ppo.whiten": "none"},
+}
+BY_LOSS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {},
+    "dual_clip": {},
+    "gspo": {"ppo.average": "sequence", "ppo.clip": 3e-4, "ppo.clip_high": 4e-4},
+    "cispo": {"ppo.clip_high": 5.0},
+    "reinforce": {},
+}
+
+
+def with_presets(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's tree with what comes with its algorithms, wherever it does not say otherwise itself."""
+    filled = copy.deepcopy(dict(tree))
+    comes = BY_ADVANTAGE.get(str(_said(filled, "ppo", "advantage")), {})
+    loss = _said(filled, "ppo", "loss") or comes.get("ppo.loss", "clip")
+    for path, value in {**comes, **BY_LOSS.get(str(loss), {})}.items():
+        *sections, key = path.split(".")
+        section: Any = filled
+        for name in sections:
+            section = section.setdefault(name, {}) if isinstance(section, dict) else None
+        if isinstance(section, dict):  # what is no section is refused elsewhere, by name
+            section.setdefault(key, value)
+    return filled
+
+
+def _said(tree: Any, *path: str) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

@@ -1,0 +1,118 @@
+"""The networks that a learner holds, and what they say of a batch: log-probs, entropies, values."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
+
+from rlhf_ray.algo.batching import by_length
+from rlhf_ray.algo.logprobs import entropy_from_logits, nucleus_logprobs, token_logprobs
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.files import read_folder
+from rlhf_ray.models.folder import explained, quiet_transformers
+from rlhf_ray.models.policy import load_policy
+from rlhf_ray.roles.batch import Tokens
+from rlhf_ray.types import Sampling
+
+FORWARD_TOKENS = 8192
+"""Tokens of one forward pass without gradient; bounds the memory that logits take."""
+
+
+class Networks:
+    """Policy, reference and, where the advantage needs one, critic, on one device."""
+
+    def __init__(
+        self, policy: PreTrainedModel, reference: PreTrainedModel, critic: nn.Module | None, sampling: Sampling
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.policy, self.critic = policy.to(self.device), critic.to(self.device) if critic is not None else None
+        self.reference = reference.to(self.device).requires_grad_(False)
+        self.sampling = sampling
+
+    def logprobs(self, model: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """(B, T) log-probs of the responses at the sampling temperature, and the (B, T, V) logits behind them."""
+        logits = tokens.at_predictions(model(tokens.ids, attention_mask=tokens.attention).logits)
+        logits = logits / self.sampling.temperature
+        return token_logprobs(logits, tokens.response_ids), logits
+
+    def values(self, tokens: Tokens) -> Tensor:
+        """(B, T) what the critic says of the state in which each response token was chosen."""
+        assert self.critic is not None, "no critic here"
+        outputs = self.critic(tokens.ids, attention_mask=tokens.attention).logits.squeeze(-1)  # (B, P+T)
+        return tokens.at_predictions(outputs)
+
+    def all_own_logprobs(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """(B, T) each: log-probs to learn with, entropy, log-probs as the engine samples, where those are unsure."""
+
+        def one(rows: Tokens) -> tuple[Tensor, ...]:
+            logprobs, logits = self.logprobs(self.policy, rows)
+            if self.sampling.top_p == 1:
+                return logprobs, entropy_from_logits(logits), logprobs, torch.zeros_like(rows.mask)
+            sampled, unsure = nucleus_logprobs(logits, rows.response_ids, temperature=1.0, top_p=self.sampling.top_p)
+            return logprobs, entropy_from_logits(logits), sampled, unsure
+
+        return self._in_pieces(tokens, one)
+
+    def all_reference_logprobs(self, tokens: Tokens) -> Tensor:
+        """(B, T) without gradient."""
+        return self._in_pieces(tokens, lambda rows: (self.logprobs(self.reference, rows)[0],))[0]
+
+    def all_values(self, tokens: Tokens) -> Tensor:
+        """(B, T) without gradient."""
+        return self._in_pieces(tokens, lambda rows: (self.values(rows),))[0]
+
+    @torch.no_grad()
+    def _in_pieces(self, tokens: Tokens, function: Callable[[Tokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """`function` over the batch in pieces of like length, its (b, t) results put together as (B, T)."""
+        lengths = tokens.attention.sum(1).tolist()
+        results: tuple[Tensor, ...] | None = None
+        for piece in by_length(lengths, max_tokens=FORWARD_TOKENS):
+            index = torch.tensor(piece, device=self.device)
+            rows = function(tokens.rows(index))
+            if results is None:
+                results = tuple(torch.zeros(tokens.mask.shape, dtype=row.dtype, device=self.device) for row in rows)
+            for result, row in zip(results, rows, strict=True):
+                result[index, : row.shape[1]] = row
+        assert results is not None, "an empty batch reached the learner"
+        return results
+
+
+def new_critic(body: Path, policy: Path) -> PreTrainedModel:
+    """The body of a model folder with a head that says 0, the mean of normalised rewards.
+
+    `ConfigError` where the body reads other tokens than the policy's, as a reward model's may.
+    """
+    read_folder(body, "critic")
+    if body != policy and _vocabulary(body) != _vocabulary(policy):
+        raise ConfigError(
+            "ppo.critic_from=reward_model: the reward model has another tokenizer than the policy, so it cannot value "
+            "the policy's tokens; leave it at policy"
+        )
+    with explained(body, "critic"), quiet_transformers():
+        config = AutoConfig.from_pretrained(str(body), local_files_only=True, num_labels=1)
+        config.classifier_dropout = 0.0
+        critic: PreTrainedModel = AutoModelForTokenClassification.from_pretrained(
+            str(body), config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    for parameter in critic.get_submodule(_head(critic)).parameters():
+        nn.init.zeros_(parameter)
+    return critic
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    with explained(folder, "tokenizer"):
+        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).get_vocab()
+    return vocabulary
+
+
+def _head(critic: PreTrainedModel) -> str:
+    """The name of the layer behind the body: `score` in decoders, `classifier` in encoders."""
+    return next(name for name in ("score", "classifier") if hasattr(critic, name))
+
+
+def load_networks(base: Path, *, sampling: Sampling, critic_body: Path | None) -> Networks:
+    """All at the start of a run: the policy and the reference are the base policy."""
+    critic = new_critic(critic_body, base) if critic_body is not None else None
+    return Networks(load_policy(base), load_policy(base), critic, sampling)

@@ -1,0 +1,69 @@
+"""One line chooses an algorithm; what a config says itself wins."""
+
+from typing import Any, get_args
+
+import pytest
+
+from rlhf_ray.config import Advantage, Config, PolicyLoss, known_keys, load_config
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.presets import BY_ADVANTAGE, BY_LOSS, GROUPED, with_presets
+
+
+def value(config: Config, path: str) -> Any:
+    found: Any = config
+    for key in path.split("."):
+        found = getattr(found, key)
+    return found
+
+
+def test_every_algorithm_has_its_presets_and_they_name_known_keys() -> None:
+    assert list(BY_ADVANTAGE) == list(get_args(Advantage))
+    assert list(BY_LOSS) == list(get_args(PolicyLoss))
+    named = {path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values()) for path in presets}
+    assert named <= set(known_keys())
+
+
+@pytest.mark.parametrize("name", get_args(Advantage))
+def test_one_line_is_enough_and_a_step_keeps_its_size(name: str) -> None:
+    config = load_config(None, [f"ppo.advantage={name}"])
+    assert config.rollout.prompts * config.rollout.samples == 128
+    assert (config.rollout.samples > 1) == (name in GROUPED)
+    for path, preset in BY_ADVANTAGE[name].items():
+        assert value(config, path) == preset
+
+
+def test_what_the_config_says_wins_and_the_loss_before_the_advantage() -> None:
+    config = load_config(None, ["ppo.advantage=dr_grpo", "ppo.loss=gspo", "rollout.samples=8", "ppo.clip=0.01"])
+    assert (config.rollout.samples, config.rollout.prompts, config.ppo.clip) == (8, 32, 0.01)
+    assert (config.ppo.average, config.ppo.clip_high) == ("sequence", 4e-4)
+
+
+def test_a_resolved_config_is_not_resolved_anew() -> None:
+    tree = with_presets({"ppo": {"advantage": "grpo", "average": "token"}})
+    assert with_presets(tree) == tree
+
+
+def test_a_tree_that_is_none_is_left_to_be_refused() -> None:
+    for tree in ({"ppo": 3}, {"ppo": {"advantage": ["x"]}}, {"ppo": {"advantage": "grpo", "kl": 1}, "rollout": None}):
+        before = repr(tree)
+        with_presets(tree)
+        assert repr(tree) == before
+        with pytest.raises(Exception, match="validation error"):
+            Config.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["ppo.advantage=grpo", "rollout.samples=1"], "rollout.samples to 2"),
+        (["rollout.dynamic_sampling=2"], "rollout.samples to 2"),
+        (["ppo.whiten=group"], "rollout.samples to 2"),
+        (["ppo.kl.where=loss"], "estimator=k2 or k3"),
+        (["ppo.advantage=rloo", "ppo.critic_warmup=2"], "critic_warmup is a critic's"),
+        (["ppo.advantage=remax", "ppo.reward_norm=batch"], "reward_norm=running or none"),
+        (["ppo.advantage=grpp"], "'grpo'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_the_way_out(settings: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, settings)
