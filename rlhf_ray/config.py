@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.presets import GROUPED, with_presets
+from rlhf_ray.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -169,6 +169,27 @@ class RewardModelConfig(Section):
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
     fit: RewardFitConfig = RewardFitConfig()
+
+
+class DirectConfig(FitConfig):
+    """Learning from the judgements themselves (`method: dpo`, `ipo`, `kto`)."""
+
+    learning_rate: Positive = 1e-4
+    batch_size: Count = 16
+    """Choices, or judged answers, an optimizer step."""
+    max_epochs: Annotated[float, Field(ge=0)] = 1
+    eval_every: Count = 50
+    min_improvement: Annotated[float, Field(ge=0)] = 0.001
+    beta: Positive = 0.1
+    """How dear it is to leave the reference, a nat."""
+    pairs: Count = 4
+    """Choices of one prompt that are learnt from, at most."""
+    good_from: Annotated[float, Field(gt=1, le=5)] = 4
+    """`kto`: so many stars make an answer a good one."""
+    weight_good: Positive = 1.0
+    """`kto`: of good answers."""
+    weight_bad: Positive = 1.0
+    """`kto`: of bad ones; where one kind is rarer, let its weight make up for it."""
 
 
 class RolloutConfig(Section):
@@ -346,6 +367,9 @@ class Config(Section):
 
     recipe: Literal["dialogue", "preferences"] = "dialogue"
     """`dialogue`: an invented world with a gold score; `preferences`: people's choices from `data.path`."""
+    method: Literal["rl", "dpo", "ipo", "kto"] = "rl"
+    """How the policy is improved: against the reward model, with `ppo` below; or from choices (`dpo`, `ipo`), or from
+    what people called good or bad (`kto`), with `direct` below."""
     seed: int = 0
     """What every draw of the run follows from: world, initial weights, prompts, samples."""
     deterministic: bool = False
@@ -357,6 +381,7 @@ class Config(Section):
     sft: SFTConfig = SFTConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    direct: DirectConfig = DirectConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -434,6 +459,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises `ConfigError` with the key at fault, and the nearest known key where one is unknown.
     """
     tree = _read_yaml(path) if path else {}
+    if any(override.startswith(("ppo.advantage=", "ppo.loss=")) for override in overrides):
+        _drop_what_came_along(tree)
     apply_overrides(tree, overrides)
     config = parse_section(Config, tree, source=str(path or "(overrides)"))
     if config.run.id is None and path is not None:
@@ -471,6 +498,27 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
         yield key
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from known_keys(field.annotation, f"{key}.")
+
+
+def _drop_what_came_along(tree: dict[str, Any]) -> None:
+    """Takes from a file's tree what its own algorithm would have brought: a run's config.yaml spells all of it out, and
+    another algorithm, named on the command line, brings its own.
+    """
+    ppo = tree.get("ppo")
+    chosen = {key: ppo[key] for key in ("advantage", "loss") if key in ppo} if isinstance(ppo, dict) else {}
+    try:
+        own = Config.model_validate({"ppo": chosen}).model_dump(mode="json")
+    except ValidationError:
+        return  # the file's algorithm is refused elsewhere, by name
+    for *sections, key in (path.split(".") for path in GOVERNED if path not in ("ppo.advantage", "ppo.loss")):
+        there: Any = tree
+        brought: Any = own
+        for name in sections:
+            there, brought = there.get(name) if isinstance(there, dict) else None, brought[name]
+        if isinstance(there, dict) and key in there and there[key] == brought[key]:
+            del there[key]
+    if isinstance(ppo, dict) and ppo.get("loss") == BY_ADVANTAGE[own["ppo"]["advantage"]].get("ppo.loss", "clip"):
+        del ppo["loss"]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -52,6 +52,10 @@ BY_LOSS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+GOVERNED = sorted({path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values()) for path in presets})
+"""Keys that come with some algorithm."""
+
+
 def with_presets(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A config's tree with what comes with its algorithms, wherever it does not say otherwise itself."""
     filled = copy.deepcopy(dict(tree))

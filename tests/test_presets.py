@@ -1,10 +1,11 @@
 """One line chooses an algorithm; what a config says itself wins."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from rlhf_ray.config import Advantage, Config, PolicyLoss, known_keys, load_config
+from rlhf_ray.config import Advantage, Config, PolicyLoss, dump_config, known_keys, load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.presets import BY_ADVANTAGE, BY_LOSS, GROUPED, with_presets
 
@@ -41,6 +42,25 @@ def test_what_the_config_says_wins_and_the_loss_before_the_advantage() -> None:
 def test_a_resolved_config_is_not_resolved_anew() -> None:
     tree = with_presets({"ppo": {"advantage": "grpo", "average": "token"}})
     assert with_presets(tree) == tree
+
+
+@pytest.mark.parametrize("first", get_args(Advantage))
+@pytest.mark.parametrize("second", get_args(Advantage))
+def test_another_algorithm_on_the_command_line_brings_its_own_over_a_runs_config(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(load_config(None, [f"ppo.advantage={first}", "ppo.lam=0.5", "run.id=x"])))
+    changed = load_config(file, [f"ppo.advantage={second}"])
+    assert changed == load_config(None, [f"ppo.advantage={second}", "ppo.lam=0.5", "run.id=x"])
+
+
+def test_what_a_file_says_for_itself_stays_when_the_algorithm_changes(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("ppo: {advantage: grpo, average: constant, loss: gspo, clip: 0.01}\nrollout: {samples: 8}\n")
+    changed = load_config(file, ["ppo.advantage=rloo"])
+    assert (changed.ppo.average, changed.ppo.loss, changed.rollout.samples) == ("constant", "gspo", 8)
+    assert (changed.ppo.kl.where, changed.ppo.clip, changed.ppo.clip_high) == ("reward", 0.01, 4e-4)
 
 
 def test_a_tree_that_is_none_is_left_to_be_refused() -> None:

@@ -13,7 +13,7 @@ def rloo(returns: Tensor, groups: Tensor) -> Tensor:
     """A_i = r_i - mean of the other r_j of the group (REINFORCE leave-one-out).
 
     Unbiased, for the baseline does not depend on the response itself. Kool et al. 2019 ("Buy 4 REINFORCE samples, get a
-    baseline for free!"), equation 8; Ahmadian et al. 2024 (arXiv:2402.14740), section 3.2. Groups of two or more.
+    baseline for free!"); Ahmadian et al. 2024 (arXiv:2402.14740). Groups of two or more.
     """
     index, sizes = _indexed(groups)
     k = sizes[index]
@@ -34,7 +34,7 @@ def grpo(returns: Tensor, groups: Tensor) -> Tensor:
 def centred(returns: Tensor, groups: Tensor) -> Tensor:
     """A_i = r_i - mean over the group.
 
-    Dr. GRPO: Liu et al. 2025 (arXiv:2503.20783), equation 3, as dividing by the group's spread favours prompts that are
+    Dr. GRPO: Liu et al. 2025 (arXiv:2503.20783), as dividing by the group's spread favours prompts that are
     nearly solved or nearly hopeless. The first step of REINFORCE++-baseline, too: Hu et al. 2025 (arXiv:2501.03262).
     """
     index, sizes = _indexed(groups)
@@ -44,7 +44,7 @@ def centred(returns: Tensor, groups: Tensor) -> Tensor:
 def remax(returns: Tensor, greedy: Tensor) -> Tensor:
     """A_i = r_i - the return of the likeliest response to the same prompt, (B) each.
 
-    Li et al. 2023 (arXiv:2310.10505), equation 4; the likeliest response is sampled greedily.
+    Li et al. 2023 (arXiv:2310.10505); the likeliest response is sampled greedily.
     """
     return returns - greedy
 

@@ -87,7 +87,7 @@ def dual_clip_loss(
     """`clip_loss` that also bounds what a bad token can cost: where A < 0, min(clip loss, -dual * A), dual > 1.
 
     Without it a token whose advantage is negative and whose ratio has grown large pulls without bound.
-    Ye et al. 2020 (arXiv:1912.09729), equation 5.
+    Ye et al. 2020 (arXiv:1912.09729).
     """
     plain = clip_loss(logprobs, old_logprobs, advantages, mask, low=low, high=high)
     most = -dual * advantages.masked_fill(~mask, 0.0)
@@ -100,7 +100,7 @@ def gspo_loss(
 ) -> TokenLoss:
     """`clip_loss` with one ratio a response, the geometric mean of its tokens': s = exp(mean_t(log rho_t)).
 
-    Group sequence policy optimisation: Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7; average it by
+    Group sequence policy optimisation: Zheng et al. 2025 (arXiv:2507.18071); average it by
     sequence. The ratio of a whole response varies much less than a token's: its bounds are some 1e-4.
     """
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
@@ -113,7 +113,7 @@ def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask:
     """REINFORCE with a weight that is capped and carries no gradient: -sg(min(rho, 1 + high)) * A * log p.
 
     No token's gradient is ever cut off, only its weight bounded, so nothing counts as clipped.
-    MiniMax 2025 (arXiv:2506.13585), equation 4, without a lower bound as there.
+    MiniMax 2025 (arXiv:2506.13585), without a lower bound as there.
     """
     weight = _ratio(logprobs, old_logprobs, mask).detach().clamp(max=1.0 + high)
     loss = -weight * advantages.masked_fill(~mask, 0.0) * logprobs.masked_fill(~mask, 0.0)

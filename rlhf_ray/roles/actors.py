@@ -79,6 +79,10 @@ class LearnerActor(_Resident):
         """See `Learner.load`."""
         self.learner.load(checkpoint)
 
+    def adopt(self, folder: Path) -> None:
+        """See `Learner.adopt`."""
+        self.learner.adopt(folder)
+
     def save_policy(self, folder: Path) -> None:
         """See `Learner.save_policy`."""
         self.learner.save_policy(folder)

@@ -251,6 +251,10 @@ class LearnerGroup(Group):
         """Goes on from a checkpoint."""
         self._answer(self.actor.load.remote(checkpoint), f"loading the checkpoint of step {checkpoint.step}")
 
+    def adopt(self, folder: Path) -> None:
+        """Takes a folder's policy in place of its own, as one step of learning."""
+        self._answer(self.actor.adopt.remote(folder), f"loading the policy {folder}")
+
     def save_policy(self, folder: Path) -> None:
         """Writes the policy as a plain Hugging Face folder."""
         self._answer(self.actor.save_policy.remote(folder), "saving the policy")

@@ -23,7 +23,7 @@ from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
 from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
-from rlhf_ray.models.policy import load_tokenizer, save_policy
+from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, collate, collate_rollouts
 from rlhf_ray.roles.networks import Networks, load_networks
@@ -224,6 +224,11 @@ class Learner:
     def save_policy(self, folder: Path) -> None:
         """The policy as a plain Hugging Face folder."""
         save_policy(folder, self.networks.policy, self.tokenizer)
+
+    def adopt(self, folder: Path) -> None:
+        """The policy of a folder in place of this one, as one step of learning."""
+        self.networks.policy.load_state_dict(load_policy(folder).state_dict())
+        self.weights_step += 1
 
     def _check_kl(self, kl: float) -> None:
         if not kl <= self.ppo.kl.limit:  # NaN fails this too

@@ -1,4 +1,4 @@
-"""The PPO stage: the roles started, the policy measured, improved, measured again, and the figures written down."""
+"""The last stage: the roles started, the policy measured, improved, measured again, and the figures written down."""
 
 import platform
 import statistics
@@ -52,7 +52,7 @@ class Context(Protocol):
 
 
 def improve(run: Context) -> None:
-    """PPO from the folder's base policy and reward model, up to `summary.json`."""
+    """From the folder's base policy and reward model (or the policy that `direct.py` made) up to `summary.json`."""
     config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
     began = time.monotonic()
     tokenizer = run.tokenizer
@@ -85,7 +85,7 @@ def improve(run: Context) -> None:
 
     def measured(name: str, samples: int) -> Evaluation:
         evaluation = evaluate(recipe, roles, tokenizer=tokenizer, config=config, samples=samples, name=name)
-        say(f"{name} PPO, held out: {describe(evaluation)}")
+        say(f"{name} {'PPO' if config.method == 'rl' else config.method.upper()}, held out: {describe(evaluation)}")
         return evaluation
 
     before_json = folder.read_json(BEFORE)
@@ -95,9 +95,14 @@ def improve(run: Context) -> None:
         folder.write_json(BEFORE, before.to_json())
     else:
         before = Evaluation(**before_json)
-    start = resume(ppo, folder=folder, say=say)
-    with run.stopping.graceful():
-        train(ppo, start=start, folder=folder, config=config, measure=_gold_of(recipe), stopping=run.stopping, say=say)
+    if config.method == "rl":
+        start = resume(ppo, folder=folder, say=say)
+        gold = _gold_of(recipe)
+        with run.stopping.graceful():
+            train(ppo, start=start, folder=folder, config=config, measure=gold, stopping=run.stopping, say=say)
+    else:
+        learner.adopt(folder.direct_policy)
+        handoff.publish(1)
     after = measured("after", config.evaluate.samples)
     learner.save_policy(folder.policy)
     folder.write_json("samples.json", shown_samples(recipe.held_out_prompts, before, after))
@@ -119,20 +124,23 @@ def summarise(config: Config, folder: RunFolder, *, kl: float, wall_s: float) ->
     metrics = read_metrics(folder.path)
     reward_model = folder.read_json("reward_model.json") or {}
     stages = folder.read_json("stages.json") or {}
+    steps = config.ppo.steps if config.method == "rl" else 0
+    timed = "ppo" if config.method == "rl" else "evaluation"
     return {
         "run_id": config.run.id,
+        "method": config.method,
         "recipe": config.recipe,
         "seed": config.seed,
-        "steps": config.ppo.steps,
-        "rollouts": config.ppo.steps * config.rollout.prompts * config.rollout.samples,
-        "wall_s": wall_s + sum(seconds for stage, seconds in stages.items() if stage != "ppo"),
+        "steps": steps,
+        "rollouts": steps * config.rollout.prompts * config.rollout.samples,
+        "wall_s": wall_s + sum(seconds for stage, seconds in stages.items() if stage != timed),
         "reward_model": {name: reward_model.get(name) for name in ("accuracy", "accuracy_ci95")},
         "feedback": folder.read_json("feedback.json"),
         "kl": kl,
         "kl_limit": config.ppo.kl.limit,
         "mismatch_max_abs": max((row.get("mismatch/max_abs") or 0.0 for row in metrics), default=None),
         "versions": versions(),
-        "seconds_by_stage": {**stages, "ppo": stages.get("ppo", 0.0) + wall_s},
+        "seconds_by_stage": {**stages, timed: stages.get(timed, 0.0) + wall_s},
     }
 
 

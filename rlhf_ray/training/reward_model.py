@@ -22,9 +22,9 @@ from rlhf_ray.types import Exchange
 VALIDATION_SHARE = 0.1
 """Of the training prompts: they decide when to stop. What is held out only measures."""
 STANDARDISED_ON = 1000
+"""Training responses, at most, whose scores get mean 0 and standard deviation 1."""
 LEAST_STD = 1e-3
 """Of the scores of a reward model whose choices nothing confirms."""
-"""Training responses, at most, whose scores get mean 0 and standard deviation 1."""
 
 Items = Sequence[Comparison | Rated]
 Say = Callable[[str], None]

@@ -27,6 +27,7 @@ class RunFolder:
         self.path = path
         self.base_policy = path / "base_policy"
         self.reward_model = path / "reward_model"
+        self.direct_policy = path / "direct_policy"
         self.policy = path / "policy"
         self.checkpoints = path / "checkpoints"
         self.feedback_db = path / "feedback.db"

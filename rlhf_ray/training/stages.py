@@ -25,6 +25,7 @@ from rlhf_ray.roles.groups import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.training.direct import make_direct_policy
 from rlhf_ray.training.improve import improve
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
@@ -65,7 +66,7 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         if until != "base_policy":
             run.reward_model()
         if until == "ppo":
-            run.ppo()
+            run.improve()
         return folder.path
 
 
@@ -125,6 +126,8 @@ class Run:
 
     def reward_model(self) -> None:
         """Collects feedback and trains the reward model from a frozen snapshot of it."""
+        if self.config.method != "rl":
+            self._collect_feedback()
         if self.config.reward_model.path is not None:
             if not self.folder.reward_model.exists():
                 shutil.copytree(self.config.reward_model.path, self.folder.reward_model)
@@ -141,16 +144,29 @@ class Run:
             self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
         self._cross_validate()
 
-    def ppo(self) -> None:
+    def improve(self) -> None:
         """Trains the policy, measures it on held-out prompts, and writes summary and report."""
         start = time.monotonic()
-        with self._timed("ppo"):
+        if self.config.method != "rl":
+            self._learn_directly()
+        with self._timed("ppo" if self.config.method == "rl" else "evaluation"):
             improve(self)
         for line in closing_lines(self.folder.read_json("summary.json")):
             self.say(line)
         self.say(
-            f"report: {write_report(self.folder.path)}  (PPO and evaluation took {time.monotonic() - start:.0f} s)"
+            f"report: {write_report(self.folder.path)}  (training and evaluation took {time.monotonic() - start:.0f} s)"
         )
+
+    def _learn_directly(self) -> None:
+        """DPO, IPO or KTO from the frozen feedback."""
+        if self.folder.direct_policy.exists():
+            return
+        with self._timed(self.config.method):
+            part = self.folder.path / ".direct_policy.part"
+            shutil.rmtree(part, ignore_errors=True)
+            record = self._fit_on_feedback(make_direct_policy, part, doing=f"{self.config.method} from the feedback")
+            self.folder.write_json("direct.json", record)
+            part.rename(self.folder.direct_policy)  # last, for its presence says that the stage is done
 
     @property
     def _store(self) -> str:
@@ -249,4 +265,5 @@ def take_over(config: Config, folder: RunFolder, *, say: Say) -> None:
 
 def _finished(config: Config, folder: RunFolder) -> bool:
     summary = folder.read_json("summary.json")
-    return bool(summary["steps"] >= config.ppo.steps) and folder.policy.exists()
+    wanted = config.ppo.steps if config.method == "rl" else 0
+    return bool(summary["steps"] >= wanted) and folder.policy.exists()
