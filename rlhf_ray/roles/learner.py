@@ -113,6 +113,7 @@ class Learner:
         )
         metrics = {
             "objective/scores": float(raw.mean()),
+            "objective/scores_std": float(raw.std(correction=0)),
             "objective/rlhf_reward": float(rewards.sum(1).mean()),
             "objective/kl": kl_response,
             "objective/kl_coef": self.kl.coef,

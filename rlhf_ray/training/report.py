@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rlhf_ray.errors import InputError
 from rlhf_ray.training import verdict
 from rlhf_ray.training.charts import short
+from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.metrics import duration, read_metrics
 from rlhf_ray.training.panels import Rows, base_panels, curve_panels, items, mapping, reward_model_panels
 from rlhf_ray.training.verdict import Check, figure
@@ -98,6 +99,7 @@ def render(run: RunFiles) -> str:
         tiles=_tiles(run.summary),
         curves=curve_panels(run.metrics, run.summary, run.config),
         hand_over=_hand_over(run.metrics),
+        findings=diagnose(run.metrics, run.config),
         base=base_panels(run.base),
         reward_model=reward_model_panels(run.reward_model),
         reward_model_facts=_reward_model_facts(run.reward_model),

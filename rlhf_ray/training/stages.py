@@ -25,8 +25,10 @@ from rlhf_ray.roles.groups import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.direct import make_direct_policy
 from rlhf_ray.training.improve import improve
+from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward_stage import make_cross_validation, make_reward_model
@@ -153,6 +155,8 @@ class Run:
             improve(self)
         for line in closing_lines(self.folder.read_json("summary.json")):
             self.say(line)
+        for finding in diagnose(read_metrics(self.folder.path), self.config.model_dump(mode="json")):
+            self.say(f"Why is the reward flat? {finding.cause}: {finding.evidence}. What to do: {finding.remedy}")
         self.say(
             f"report: {write_report(self.folder.path)}  (training and evaluation took {time.monotonic() - start:.0f} s)"
         )
