@@ -79,6 +79,17 @@ class ModelConfig(Section):
     """Longest prompt plus response, in tokens."""
 
 
+class LoRAConfig(Section):
+    """Learning through small matrices beside the policy's and the critic's own, which then stay as they are."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Width of the matrices; 0: all weights learn."""
+    alpha: Count = 32
+    """What the matrices add is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the layers that get them, such as `q_proj`; by default every linear layer."""
+
+
 class FitConfig(Section):
     """A supervised fit that ends when its validation loss is flat."""
 
@@ -377,6 +388,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoRAConfig = LoRAConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SFTConfig = SFTConfig()
     feedback: FeedbackConfig = FeedbackConfig()
@@ -415,6 +427,12 @@ class Config(Section):
         ):
             raise ValueError(
                 "ppo.critic_from=reward_model needs reward_model.backbone=decoder, which reads the policy's tokens"
+            )
+        if self.lora.rank and self.method != "rl":
+            raise ValueError(f"lora.rank is for method=rl: method={self.method} learns with all weights; leave it out")
+        if self.lora.rank and ppo.kl.refresh_every:
+            raise ValueError(
+                "ppo.kl.refresh_every needs a reference of its own, and with lora it is the policy without lora"
             )
         critics = {"critic_from": "policy", "critic_warmup": 0, "value_norm": False}
         for key, default in critics.items():

@@ -82,6 +82,9 @@ def test_a_tree_that_is_none_is_left_to_be_refused() -> None:
         (["ppo.advantage=rloo", "ppo.critic_warmup=2"], "critic_warmup is a critic's"),
         (["ppo.advantage=remax", "ppo.reward_norm=batch"], "reward_norm=running or none"),
         (["ppo.advantage=grpp"], "'grpo'"),
+        (["lora.rank=4", "method=dpo"], "method=rl"),
+        (["lora.rank=4", "ppo.kl.refresh_every=5"], "refresh_every"),
+        (["ppo.critic_from=reward_model", "reward_model.backbone=encoder"], "backbone=decoder"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_way_out(settings: list[str], said: str) -> None:

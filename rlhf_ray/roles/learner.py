@@ -23,6 +23,7 @@ from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
 from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
+from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_model, plain_weights
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, collate, collate_rollouts
@@ -49,7 +50,7 @@ class Learner:
         rates = {"policy": self.ppo.learning_rate, "critic": self.ppo.critic_learning_rate}
         self.learning = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
         self.optimizers = {
-            name: torch.optim.AdamW(model.parameters(), lr=rates[name], weight_decay=0.0)
+            name: torch.optim.AdamW(_learning(model), lr=rates[name], weight_decay=0.0)
             for name, model in self.learning.items()
         }
         self.kl = AdaptiveKL(self.ppo.kl.coef, self.ppo.kl.target, self.ppo.kl.horizon)
@@ -69,7 +70,13 @@ class Learner:
         """A learner at weights step 0: the policy and the reference are the base policy."""
         body = reward_model if config.ppo.critic_from == "reward_model" else base
         sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
-        networks = load_networks(base, sampling=sampling, critic_body=body if config.ppo.advantage == "gae" else None)
+        networks = load_networks(
+            base,
+            sampling=sampling,
+            critic_body=body if config.ppo.advantage == "gae" else None,
+            lora=config.lora,
+            seed=config.seed,
+        )
         return cls(networks, config=config, base=base, demonstrations=demonstrations)
 
     def prepare(self, sampled: Scored, greedy: Scored | None = None) -> Batch:
@@ -147,9 +154,9 @@ class Learner:
             if limit is not None and float(history[-1].get("policy/approxkl_avg", 0.0)) > limit:
                 break
         self.weights_step += 1
-        refresh = self.ppo.kl.refresh_every
-        if refresh and self.weights_step % refresh == 0:
-            self.networks.reference.load_state_dict(self.networks.policy.state_dict())
+        refresh, reference = self.ppo.kl.refresh_every, self.networks.reference
+        if refresh and reference is not None and self.weights_step % refresh == 0:
+            reference.load_state_dict(self.networks.policy.state_dict())
         means = {name: float(torch.stack([stats[name] for stats in history]).nanmean()) for name in history[0]}
         finite = means.pop("finite")
         skipped = round(len(history) * (1 - finite))
@@ -162,7 +169,7 @@ class Learner:
 
     def export_weights(self) -> FlatWeights:
         """The policy's weights for the generators, under the names that `save_pretrained` writes."""
-        return flatten(self.networks.policy.state_dict(), self.weights_step)
+        return flatten(plain_weights(self.networks.policy), self.weights_step)
 
     @torch.no_grad()
     def logprobs_of(
@@ -184,8 +191,8 @@ class Learner:
 
     def save(self, folder: Path, step: int) -> str | None:
         """A checkpoint of everything that decides the rest of the run; where the disk refuses it, why."""
-        tensors = {name: model.state_dict() for name, model in self.learning.items()}
-        if self.ppo.kl.refresh_every:
+        tensors = {name: learnt_weights(model) for name, model in self.learning.items()}
+        if self.ppo.kl.refresh_every and self.networks.reference is not None:
             tensors["reference"] = self.networks.reference.state_dict()
         for name, optimizer in self.optimizers.items():
             moments = optimizer.state_dict()["state"]
@@ -208,8 +215,8 @@ class Learner:
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
         for name, model in self.learning.items():
-            model.load_state_dict(checkpoint.tensors[name])
-        if self.ppo.kl.refresh_every:
+            load_learnt_weights(model, checkpoint.tensors[name])
+        if self.ppo.kl.refresh_every and self.networks.reference is not None:
             self.networks.reference.load_state_dict(checkpoint.tensors["reference"])
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
@@ -224,7 +231,7 @@ class Learner:
 
     def save_policy(self, folder: Path) -> None:
         """The policy as a plain Hugging Face folder."""
-        save_policy(folder, self.networks.policy, self.tokenizer)
+        save_policy(folder, plain_model(self.networks.policy), self.tokenizer)
 
     def adopt(self, folder: Path) -> None:
         """The policy of a folder in place of this one, as one step of learning."""
@@ -283,7 +290,7 @@ class Learner:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norms = {
-            name: nn.utils.clip_grad_norm_(model.parameters(), self.ppo.max_grad_norm)
+            name: nn.utils.clip_grad_norm_(_learning(model), self.ppo.max_grad_norm)
             for name, model in self.learning.items()
         }
         finite = bool(torch.isfinite(loss) and all(torch.isfinite(norm) for norm in norms.values()))
@@ -307,6 +314,10 @@ class Learner:
         drawn = torch.randint(len(self.demonstrations), (n,), generator=generator).tolist()
         tokens = collate([self.demonstrations[i] for i in drawn], pad_id=self.pad_id).to(self.device)
         return -masked_mean(self.networks.logprobs(self.networks.policy, tokens)[0], tokens.mask)
+
+
+def _learning(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _behaviour(rollouts: Sequence[Rollout], *, like: Tensor) -> Tensor:

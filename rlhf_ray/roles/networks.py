@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,16 @@ from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokeni
 
 from rlhf_ray.algo.batching import by_length
 from rlhf_ray.algo.logprobs import entropy_from_logits, nucleus_logprobs, token_logprobs
+from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, quiet_transformers
+from rlhf_ray.models.lora import with_adapter, without_adapter
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.types import Sampling
 
+NO_LORA = LoRAConfig()
 FORWARD_TOKENS = 8192
 """Tokens of one forward pass without gradient; bounds the memory that logits take."""
 
@@ -24,14 +28,15 @@ class Networks:
     """Policy, reference and, where the advantage needs one, critic, on one device."""
 
     def __init__(
-        self, policy: PreTrainedModel, reference: PreTrainedModel, critic: nn.Module | None, sampling: Sampling
+        self, policy: Any, reference: PreTrainedModel | None, critic: nn.Module | None, sampling: Sampling
     ) -> None:
+        """Without a reference of its own, the policy without its adapter is the reference."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy, self.critic = policy.to(self.device), critic.to(self.device) if critic is not None else None
-        self.reference = reference.to(self.device).requires_grad_(False)
+        self.reference = reference.to(self.device).requires_grad_(False) if reference is not None else None
         self.sampling = sampling
 
-    def logprobs(self, model: PreTrainedModel, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def logprobs(self, model: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """(B, T) log-probs of the responses at the sampling temperature, and the (B, T, V) logits behind them."""
         logits = tokens.at_predictions(model(tokens.ids, attention_mask=tokens.attention).logits)
         logits = logits / self.sampling.temperature
@@ -57,7 +62,9 @@ class Networks:
 
     def all_reference_logprobs(self, tokens: Tokens) -> Tensor:
         """(B, T) without gradient."""
-        return self._in_pieces(tokens, lambda rows: (self.logprobs(self.reference, rows)[0],))[0]
+        model = self.policy if self.reference is None else self.reference
+        with without_adapter(model):
+            return self._in_pieces(tokens, lambda rows: (self.logprobs(model, rows)[0],))[0]
 
     def all_values(self, tokens: Tokens) -> Tensor:
         """(B, T) without gradient."""
@@ -112,7 +119,12 @@ def _head(critic: PreTrainedModel) -> str:
     return next(name for name in ("score", "classifier") if hasattr(critic, name))
 
 
-def load_networks(base: Path, *, sampling: Sampling, critic_body: Path | None) -> Networks:
+def load_networks(
+    base: Path, *, sampling: Sampling, critic_body: Path | None, lora: LoRAConfig = NO_LORA, seed: int = 0
+) -> Networks:
     """All at the start of a run: the policy and the reference are the base policy."""
-    critic = new_critic(critic_body, base) if critic_body is not None else None
-    return Networks(load_policy(base), load_policy(base), critic, sampling)
+    policy = with_adapter(load_policy(base), lora, use="policy", seed=seed)
+    critic = None
+    if critic_body is not None:
+        critic = with_adapter(new_critic(critic_body, base), lora, use="critic", seed=seed)
+    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling)

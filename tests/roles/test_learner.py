@@ -13,6 +13,7 @@ from rlhf_ray.models.checkpoint import newest_valid
 from rlhf_ray.models.policy import new_policy, save_policy, train_tokenizer
 from rlhf_ray.roles.batch import collate
 from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.weights import unflatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
 SMALL = [
@@ -162,6 +163,7 @@ SETTINGS = {
     "moving reference": ["ppo.kl.refresh_every=1"],
     "grpo": ["ppo.advantage=grpo", "rollout.prompts=4", "rollout.samples=2"],
     "ptx": ["ppo.ptx_coef=0.5"],
+    "lora": ["lora.rank=2"],
 }
 
 
@@ -190,9 +192,11 @@ def test_a_learner_loaded_from_a_checkpoint_goes_on_in_the_same_bits(
         resumed.estimator.state(),
         2,
     )
-    for name, model in {**straight.learning, "reference": straight.networks.reference}.items():
-        ours, theirs = model.state_dict(), getattr(resumed.networks, name).state_dict()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for name in ("policy", "critic", "reference"):
+        model = getattr(straight.networks, name)
+        if model is not None:
+            ours, theirs = model.state_dict(), getattr(resumed.networks, name).state_dict()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 ADVANTAGES = ["gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "rloo", "grpo", "dr_grpo", "remax"]
@@ -200,7 +204,8 @@ LOSSES = ["dual_clip", "gspo", "cispo", "reinforce"]
 
 
 @pytest.mark.parametrize(
-    "choice", [f"ppo.advantage={name}" for name in ADVANTAGES] + [f"ppo.loss={name}" for name in LOSSES]
+    "choice",
+    [f"ppo.advantage={name}" for name in ADVANTAGES] + [f"ppo.loss={name}" for name in LOSSES] + ["lora.rank=4"],
 )
 def test_with_every_algorithm_better_responses_become_likelier(base: Path, choice: str) -> None:
     learner = Learner.from_folder(
@@ -218,6 +223,27 @@ def test_with_every_algorithm_better_responses_become_likelier(base: Path, choic
     after = [sum(row) for row in learner.logprobs_of(sequences, Sampling())]
     gains = [late - early for early, late in zip(before, after, strict=True)]
     assert sum(gains[1::2]) > sum(gains[::2]) + 0.1
+
+
+def test_with_lora_the_reference_is_the_policy_without_it_and_the_generators_get_plain_weights(base: Path) -> None:
+    learner = Learner.from_folder(base, small("lora.rank=4", "ppo.learning_rate=1e-2"))
+    rollouts = make_rollouts(learner)
+    for _ in range(3):
+        batch = learner.prepare(Scored(rollouts, [float(i) for i in range(8)]))
+        learner.update(batch)
+    assert learner.networks.reference is None
+    plain = Learner.from_folder(base, small())
+    torch.testing.assert_close(
+        batch.reference_logprobs, plain.prepare(Scored(rollouts, [0.0] * 8)).reference_logprobs, atol=1e-5, rtol=1e-5
+    )
+    names = [piece.name for piece in learner.export_weights().index]
+    assert names == [piece.name for piece in plain.export_weights().index]
+    sequences = [(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts]
+    plain.networks.policy.load_state_dict(dict(unflatten(learner.export_weights())))
+    for ours, theirs in zip(
+        learner.logprobs_of(sequences, Sampling()), plain.logprobs_of(sequences, Sampling()), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_only_gae_has_a_critic(base: Path) -> None:

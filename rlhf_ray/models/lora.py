@@ -1,0 +1,94 @@
+"""LoRA: a network learns through small matrices beside its own, which stay as they are (Hu et al. 2021,
+arXiv:2106.09685). By `peft`; what leaves this file is a plain model again.
+"""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_ray.config import LoRAConfig
+from rlhf_ray.errors import ConfigError
+
+ADAPTER = "default"
+_TASKS = {"policy": TaskType.CAUSAL_LM, "critic": TaskType.TOKEN_CLS}
+
+
+def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["policy", "critic"], seed: int) -> Any:
+    """The model with an adapter that changes nothing yet; only it learns, and a critic's head. `rank` 0: as it was.
+
+    `ConfigError` where the model has no layer of the names in `targets`.
+    """
+    if not config.rank:
+        return model
+    wanted = LoraConfig(
+        task_type=_TASKS[use],
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(config.targets) or "all-linear",
+        lora_dropout=0.0,  # log-probs have to be the same twice
+        exclude_modules=["score", "classifier"] if use == "critic" else None,  # a critic's head learns whole
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted: PeftModel = get_peft_model(model, wanted)
+        except ValueError as error:
+            raise ConfigError(f"lora.targets={list(config.targets)}: {str(error).splitlines()[0]}") from None
+    return adapted
+
+
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """In here the model is the one that the adapter was put on."""
+    off: AbstractContextManager[Any] = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    return off
+
+
+def plain_weights(model: Any) -> dict[str, Tensor]:
+    """The state dict of a plain model, under its own names, what the adapter has learnt added in."""
+    if not isinstance(model, PeftModel):
+        state: dict[str, Tensor] = model.state_dict()
+        return state
+    base = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    plain = {}
+    for name, tensor in base.state_dict().items():
+        if ".lora_" in name:
+            continue
+        layer, inside, parameter = name.partition(".base_layer.")
+        if inside and parameter == "weight":
+            delta: Any = layers[layer]
+            plain[f"{layer}.weight"] = tensor + delta.get_delta_weight(ADAPTER).to(tensor.dtype)
+        else:
+            plain[name.replace(".base_layer.", ".")] = tensor
+    return plain
+
+
+def plain_model(model: Any) -> PreTrainedModel:
+    """A plain model with what the adapter has learnt in its weights; the one given stays as it is."""
+    if not isinstance(model, PeftModel):
+        found: PreTrainedModel = model
+        return found
+    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    return merged
+
+
+def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps: everything, or with an adapter what learns."""
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_learnt_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Takes them over; each has to be there."""
+    if not isinstance(model, PeftModel):
+        model.load_state_dict(weights)
+        return
+    assert weights.keys() == learnt_weights(model).keys(), "the adapter's weights are not those of this model"
+    model.load_state_dict(weights, strict=False)
