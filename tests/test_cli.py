@@ -53,6 +53,7 @@ def test_the_schema_describes_each_key(tmp_path: Path) -> None:
         (["run", "run.id=x", "model.heads=8"], "head size"),
         (["report", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
+        (["eval", "nowhere", "--against-base"], "nowhere"),
         (["feedback", "stats", "--store", "nowhere.db"], "nowhere.db"),
     ],
 )

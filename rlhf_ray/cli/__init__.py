@@ -90,8 +90,27 @@ def ppo(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 @app.command(name="eval")
-def evaluate(run: Run) -> None:
-    """What a run's policy is worth on held-out prompts, as its summary.json says it."""
+def evaluate(
+    run: Run,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run or a policy folder: both answer anew, and who wins is counted.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--against-base", help="The same against the run's own base policy.")] = False,
+    judge: Annotated[Path | None, typer.Option(help="Reward model that scores both; by default the run's.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers of each to each held-out prompt.")] = 4,
+) -> None:
+    """What a run's policy is worth on held-out prompts: as its summary.json says it, or beside another policy.
+
+    Beside another: win rate (by gold where the recipe has one, else by the judge) with its 95% interval over prompts,
+    the same at equal lengths, scores, and how varied the answers are; "before" is the other one, "after" the run's. The
+    same command gives the same figures.
+    """
+    if against is not None or base:
+        from rlhf_ray.training.versus import versus
+
+        found = versus(run, against, judge=judge, samples=samples, say=lambda line: typer.echo(line, err=True))
+        _print_json(found)
+        return
     from rlhf_ray.errors import InputError
     from rlhf_ray.training.run_folder import existing_run
 

@@ -4,16 +4,17 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.algo.evaluation import length_controlled_win_rate, repetition, self_bleu, win_rate, win_shares
 from rlhf_ray.algo.ranking import bootstrap_mean_ci, distinct_n
 from rlhf_ray.config import Config
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.training.ppo import Roles
+from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import Prompt, Rollout, Sampling
+from rlhf_ray.types import GenerationRequest, Prompt, Rollout, Sampling
 
 Item = TypeVar("Item")
 
@@ -57,9 +58,17 @@ class Evaluation:
         return {name: value for name, value in asdict(replace(self, rollouts=())).items() if name != "rollouts"}
 
 
+class Generating(Protocol):
+    """`groups.GeneratorGroup`."""
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+        """One rollout a request, in their order."""
+
+
 def evaluate(
     recipe: Recipe,
-    roles: Roles,
+    generators: Generating,
+    scorers: Scoring,
     *,
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
@@ -72,9 +81,9 @@ def evaluate(
     requests = requests_for(
         prompts, tokenizer, run_id=str(config.run.id), step=name, samples=samples, room=sampling.max_tokens
     )
-    rollouts = roles.generators.generate(requests, sampling)
+    rollouts = generators.generate(requests, sampling)
     exchanges = exchanges_of(rollouts, prompts, tokenizer)
-    scores = roles.scorers.score(exchanges)
+    scores = scorers.score(exchanges)
     gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in exchanges]
     known = [value for value in gold if value is not None]
     return Evaluation(
@@ -105,10 +114,40 @@ def compare(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, An
         }
     return {
         "gold": gold,
+        "win_rate": {"by": "gold" if gold else "the reward model", **wins(before, after, seed=seed)},
         "reward": {"before": before.mean_score, "after": after.mean_score, "sd_before": before.score_sd},
         "distinct_2": {"before": diversity(before, n), "after": diversity(after, n)},
         "top_answer_share": {"before": top_share(before, n), "after": top_share(after, n)},
         "finished": {"before": before.finished, "after": after.finished},
+        "text": {"before": texture(before, n), "after": texture(after, n)},
+    }
+
+
+def wins(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, Any]:
+    """How often an answer of `after` beats one of `before` to the same prompt, by gold where it is known or by score.
+
+    `rate` with its interval over prompts, and `length_controlled`: what it would be at equal lengths in characters.
+    """
+    judged = "gold" if before.gold is not None and after.gold is not None else "scores"
+    ours, theirs = getattr(after, judged), getattr(before, judged)
+    n = min(len(ours[0]), len(theirs[0]))
+    rate, interval = win_rate([row[:n] for row in ours], [row[:n] for row in theirs], seed=seed)
+    pairs = [
+        (win_shares([[a]], [[b]])[0], float(len(text) - len(other)))
+        for rows in zip(ours, theirs, after.answers, before.answers, strict=True)
+        for a, b, text, other in zip(*(row[:n] for row in rows), strict=True)
+    ]
+    controlled = length_controlled_win_rate(*map(list, zip(*pairs, strict=True)))
+    return {"rate": rate, "ci95": list(interval), "length_controlled": controlled}
+
+
+def texture(evaluation: Evaluation, n: int) -> dict[str, float | None]:
+    """What the first n answers to each prompt are like: words, how alike they are, how much each repeats itself."""
+    rows = [[answer.split() for answer in row[:n]] for row in evaluation.answers]
+    return {
+        "words": statistics.fmean(len(words) for row in rows for words in row),
+        "self_bleu": statistics.fmean(self_bleu(row) for row in rows) if n > 1 else None,
+        "repetition": statistics.fmean(repetition(words) for row in rows for words in row),
     }
 
 

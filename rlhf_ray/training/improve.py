@@ -84,7 +84,9 @@ def improve(run: Context) -> None:
     ppo = PPO(roles, prompts=PromptStream(recipe.train_prompts, seed=config.seed), tokenizer=tokenizer, config=config)
 
     def measured(name: str, samples: int) -> Evaluation:
-        evaluation = evaluate(recipe, roles, tokenizer=tokenizer, config=config, samples=samples, name=name)
+        evaluation = evaluate(
+            recipe, run.generators, scorers, tokenizer=tokenizer, config=config, samples=samples, name=name
+        )
         say(f"{name} {'PPO' if config.method == 'rl' else config.method.upper()}, held out: {describe(evaluation)}")
         return evaluation
 

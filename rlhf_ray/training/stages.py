@@ -157,9 +157,8 @@ class Run:
             self.say(line)
         for finding in diagnose(read_metrics(self.folder.path), self.config.model_dump(mode="json")):
             self.say(f"Why is the reward flat? {finding.cause}: {finding.evidence}. What to do: {finding.remedy}")
-        self.say(
-            f"report: {write_report(self.folder.path)}  (training and evaluation took {time.monotonic() - start:.0f} s)"
-        )
+        took = f"{self._how} and evaluation took {time.monotonic() - start:.0f} s"
+        self.say(f"report: {write_report(self.folder.path)}  ({took})")
 
     def _learn_directly(self) -> None:
         """DPO, IPO or KTO from the frozen feedback."""
@@ -171,6 +170,10 @@ class Run:
             record = self._fit_on_feedback(make_direct_policy, part, doing=f"{self.config.method} from the feedback")
             self.folder.write_json("direct.json", record)
             part.rename(self.folder.direct_policy)  # last, for its presence says that the stage is done
+
+    @property
+    def _how(self) -> str:
+        return "PPO" if self.config.method == "rl" else self.config.method.upper()
 
     @property
     def _store(self) -> str:

@@ -107,3 +107,45 @@ def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, st
     assert "SIGTERM received" not in rest  # Ray's own handler, which aborts after three seconds
     assert "the same command resumes" in rest
     assert list((run.parent / "stopped" / "checkpoints").glob("step_????????"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ppo.advantage=remax"],
+        ["ppo.advantage=grpo", "rollout.prompts=8", "rollout.dynamic_sampling=2", "ppo.loss=gspo"],
+        ["lora.rank=8", "ppo.learning_rate=2e-3"],
+        ["ppo.ptx_coef=0.1", "ppo.critic_from=reward_model", "ppo.critic_warmup=1", "ppo.correction=token"],
+        ["method=dpo"],
+        ["method=kto"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_other_algorithms_run_whole_and_the_engine_agrees(
+    killed_and_resumed: tuple[Path, str], overrides: list[str], request: pytest.FixtureRequest
+) -> None:
+    run = killed_and_resumed[0]
+    name = request.node.callspec.id.replace("=", "-").replace(".", "-").lower()
+    settings = [f"run.id={name}", f"run.from={run}", "ppo.steps=3", *overrides]
+    done = subprocess.run(command(run.parent.parent, *settings), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((run.parent / name / "summary.json").read_text())
+    assert summary["gold"]["after"] > 0
+    assert summary["kl"] < summary["kl_limit"]
+    if summary["method"] == "rl":
+        assert len(read_metrics(run.parent / name)) == 3
+        assert summary["mismatch_max_abs"] < 1e-4
+    AutoModelForCausalLM.from_pretrained(run.parent / name / "policy")
+
+
+@pytest.mark.slow
+def test_a_policy_is_set_beside_another_and_the_same_command_says_the_same(
+    killed_and_resumed: tuple[Path, str],
+) -> None:
+    ask = [sys.executable, "-m", "rlhf_ray.cli", "eval", str(killed_and_resumed[0]), "--against-base", "--samples", "2"]
+    first, second = (subprocess.run(ask, capture_output=True, text=True, timeout=300, check=True) for _ in range(2))
+    found = json.loads(first.stdout)
+    assert first.stdout == second.stdout
+    assert found["win_rate"]["by"] == "gold"
+    assert found["win_rate"]["rate"] > 0.5

@@ -23,7 +23,8 @@ class Recipe:
 
 def evaluated(recipe: Any, roles: Roles, samples: int = 4) -> Evaluation:
     config = load_config(None, ["run.id=t", "rollout.max_tokens=8"])
-    return evaluate(recipe, roles, tokenizer=Tokenizer(), config=config, samples=samples, name="before")  # type: ignore[arg-type]
+    told: Any = {"tokenizer": Tokenizer(), "config": config, "samples": samples, "name": "before"}
+    return evaluate(recipe, roles, roles, **told)
 
 
 def make_evaluation(gold: list[list[float]] | None, answers: list[list[str]] | None = None) -> Evaluation:
@@ -75,3 +76,29 @@ def test_ten_prompts_are_shown_with_their_first_answers() -> None:
     assert len(shown) == 10
     assert shown[0]["before"] == "a b"
     assert shown[0]["gold_after"] == 0.25
+
+
+def test_who_wins_is_told_by_gold_and_where_there_is_none_by_the_reward_model() -> None:
+    before = make_evaluation([[0.1, 0.3], [0.5, 0.5], [0.9, 0.9]])
+    after = make_evaluation([[0.3, 0.3], [0.6, 0.4], [0.9, 0.95]])
+    # pairs of answers to one prompt that are better, ties half: (1, 1, .5, .5), (1, 1, 0, 0), (.5, .5, 1, 1)
+    found = compare(before, after, seed=0)["win_rate"]
+    assert (found["by"], found["rate"]) == ("gold", pytest.approx((0.75 + 0.5 + 0.75) / 3))
+    assert found["ci95"][0] <= found["rate"] <= found["ci95"][1]
+    assert 0 < found["length_controlled"] < 1
+    longer = make_evaluation(None, [["a b c", "c d e"], ["a b", "c d"]])
+    shorter = make_evaluation(None, [["a", "c"], ["a b", "c d"]])
+    assert compare(shorter, longer, seed=0)["win_rate"] | {"ci95": 0, "length_controlled": 0} == {
+        "by": "the reward model", "rate": 0.75, "ci95": 0, "length_controlled": 0
+    }  # fmt: skip
+
+
+def test_what_the_answers_are_like_is_measured_on_as_many_of_each() -> None:
+    answers = [["we send one", "we send one", "x y"], ["a b a b a b", "c", "z"]]
+    text = compare(make_evaluation(None, [row[:2] for row in answers]), make_evaluation(None, answers), seed=0)["text"]
+    assert text["before"] == text["after"]
+    assert text["before"]["words"] == pytest.approx((3 + 3 + 6 + 1) / 4)
+    assert text["before"]["self_bleu"] == pytest.approx(
+        0.5
+    )  # the first two are the same, the others have nothing alike
+    assert text["before"]["repetition"] == pytest.approx(0.5 / 4)

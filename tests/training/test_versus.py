@@ -1,0 +1,36 @@
+"""What `rlhf eval --against` refuses before anything starts; the comparison itself: tests/on_ray/test_run.py."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.errors import InputError, ModelError
+from rlhf_ray.training.versus import versus
+from tests.serving.runs import make_run
+
+
+def refused(run: Path, other: Path | None, judge: Path | None = None) -> None:
+    versus(run, other, judge=judge, samples=1, say=print)
+
+
+def test_a_run_without_a_policy_or_the_other_without_one_is_refused(tmp_path: Path) -> None:
+    done, other = make_run(tmp_path), make_run(tmp_path, "other")
+    (other / "policy").rename(other / "elsewhere")
+    with pytest.raises(InputError, match="has no policy yet"):
+        refused(other, done)
+    with pytest.raises(InputError, match="has no policy yet"):
+        refused(done, other)
+
+
+def test_what_is_no_policy_or_no_judge_is_refused_by_its_path(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(ModelError, match="nowhere"):
+        refused(run, tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="no reward model at .*nobody"):
+        refused(run, make_run(tmp_path, "other"), tmp_path / "nobody")
+
+
+def test_a_policy_against_itself_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(InputError, match="the run's own policy"):
+        refused(run, run)
