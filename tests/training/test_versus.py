@@ -26,7 +26,7 @@ def test_what_is_no_policy_or_no_judge_is_refused_by_its_path(tmp_path: Path) ->
     run = make_run(tmp_path)
     with pytest.raises(ModelError, match="nowhere"):
         refused(run, tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="no reward model at .*nobody"):
+    with pytest.raises(ModelError, match=r"no reward model at .*nobody"):
         refused(run, make_run(tmp_path, "other"), tmp_path / "nobody")
 
 
