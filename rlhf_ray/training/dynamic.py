@@ -48,6 +48,8 @@ def replace_uniform(
     for prompts in spares:
         if len(kept) == wanted:
             break
+        if not prompts:
+            continue  # all that this try drew were in the step already
         more, dull = _parted(ask(prompts[: wanted - len(kept)]).by_prompt())
         kept, uniform = kept + more, uniform + dull
     passed_over = len(uniform) - max(0, wanted - len(kept))

@@ -42,6 +42,19 @@ def test_what_is_still_missing_is_filled_with_what_was_passed_over_first() -> No
     assert passed_over == 2
 
 
+def test_a_try_that_drew_nothing_new_is_passed_by() -> None:
+    prompts = make_prompts(12)
+    asked: list[int] = []
+
+    def ask(some: Sequence[Prompt]) -> Answers:
+        asked.append(len(some))
+        return answers(some)
+
+    found, _ = replace_uniform(answers(prompts[:4]), ask=ask, spares=[[], prompts[7:9]])
+    assert ids(found) == ["p1", "p2", "p7", "p8"]
+    assert asked == [2]
+
+
 def test_rollouts_texts_and_rewards_stay_in_one_order() -> None:
     prompts = make_prompts(5)
     whole = joined([answers(prompts[1:3]), answers(prompts[4:])])
