@@ -177,6 +177,11 @@ class RewardModelConfig(Section):
     """Share of the prompts whose feedback only measures."""
     cross_validation: Annotated[int, Field(ge=0)] = 0
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
+    judge: bool = False
+    """Learn from one half of the annotators, and a second model from the other half: that one only measures
+    (`evaluate.every`)."""
+    limit: Count | None = None
+    """A control: learn from so many comparisons or ratings only. What PPO then finds is what they left open."""
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
     fit: RewardFitConfig = RewardFitConfig()
@@ -331,6 +336,11 @@ class EvaluateConfig(Section):
     """Responses a held-out prompt, after training."""
     best_of: Count = 16
     """Responses a held-out prompt, before training; the best by gold shows what was within reach."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """PPO steps between two looks at held-out prompts while it goes on; the best look's policy is the run's. 0: no
+    looks, and the last policy is."""
+    prompts: Annotated[int, Field(ge=2)] = 64
+    """Held-out prompts of a look, at most, one response each."""
 
 
 class CheckpointConfig(Section):

@@ -57,6 +57,17 @@ def length_controlled_win_rate(wins: Sequence[float], longer_by: Sequence[float]
     return float(torch.sigmoid(weights[0]))
 
 
+def paired_z(now: Sequence[float], then: Sequence[float]) -> float:
+    """By how many standard errors the mean of `now` lies above that of `then`, (N) each, paired; 0 where equal.
+
+    z = mean(d) / (sd(d) / sqrt(N)), d = now - then, sd with Bessel's correction.
+    """
+    assert len(now) == len(then) > 1, (len(now), len(then))
+    d = torch.tensor(now, dtype=torch.float64) - torch.tensor(then, dtype=torch.float64)
+    error = d.std() / math.sqrt(len(now))
+    return float(d.mean() / error) if error > 0 else math.copysign(math.inf, d.mean().item()) if d.mean() else 0.0
+
+
 def self_bleu(answers: Sequence[Tokens], *, n: int = 4) -> float:
     """How alike answers to one prompt are: the mean over them of BLEU against the others; 1 where all are the same.
 

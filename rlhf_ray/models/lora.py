@@ -49,6 +49,12 @@ def without_adapter(model: Any) -> AbstractContextManager[Any]:
     return off
 
 
+def without_adapter_for_good(model: PeftModel) -> PreTrainedModel:
+    """The model that the adapter was put on; the adapter is gone."""
+    base: PreTrainedModel = model.unload()
+    return base
+
+
 def plain_weights(model: Any) -> dict[str, Tensor]:
     """The state dict of a plain model, under its own names, what the adapter has learnt added in."""
     if not isinstance(model, PeftModel):

@@ -234,8 +234,9 @@ class Learner:
         save_policy(folder, plain_model(self.networks.policy), self.tokenizer)
 
     def adopt(self, folder: Path) -> None:
-        """The policy of a folder in place of this one, as one step of learning."""
-        self.networks.policy.load_state_dict(load_policy(folder).state_dict())
+        """The policy of a folder in place of this one, as one step of learning; nothing is learnt after it."""
+        self.networks.adopt(load_policy(folder))
+        self.learning = {}
         self.weights_step += 1
 
     def _check_kl(self, kl: float) -> None:

@@ -14,7 +14,7 @@ from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, quiet_transformers
-from rlhf_ray.models.lora import with_adapter, without_adapter
+from rlhf_ray.models.lora import with_adapter, without_adapter, without_adapter_for_good
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.types import Sampling
@@ -35,6 +35,12 @@ class Networks:
         self.policy, self.critic = policy.to(self.device), critic.to(self.device) if critic is not None else None
         self.reference = reference.to(self.device).requires_grad_(False) if reference is not None else None
         self.sampling = sampling
+
+    def adopt(self, policy: PreTrainedModel) -> None:
+        """Another policy in place of this one; the reference stays what it was."""
+        if self.reference is None:
+            self.reference = without_adapter_for_good(self.policy).requires_grad_(False)
+        self.policy = policy.to(self.device)
 
     def logprobs(self, model: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """(B, T) log-probs of the responses at the sampling temperature, and the (B, T, V) logits behind them."""

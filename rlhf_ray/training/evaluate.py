@@ -14,7 +14,7 @@ from rlhf_ray.config import Config
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import GenerationRequest, Prompt, Rollout, Sampling
+from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
 
 Item = TypeVar("Item")
 
@@ -76,13 +76,9 @@ def evaluate(
     name: str,
 ) -> Evaluation:
     """Samples, scores and measures the policy that the generators hold."""
-    prompts = recipe.held_out_prompts
-    sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
-    requests = requests_for(
-        prompts, tokenizer, run_id=str(config.run.id), step=name, samples=samples, room=sampling.max_tokens
+    rollouts, exchanges = answers_to(
+        recipe.held_out_prompts, generators, tokenizer=tokenizer, config=config, samples=samples, name=name
     )
-    rollouts = generators.generate(requests, sampling)
-    exchanges = exchanges_of(rollouts, prompts, tokenizer)
     scores = scorers.score(exchanges)
     gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in exchanges]
     known = [value for value in gold if value is not None]
@@ -93,6 +89,24 @@ def evaluate(
         finished=statistics.fmean(rollout.finish_reason == "stop" for rollout in rollouts),
         rollouts=rollouts,
     )
+
+
+def answers_to(
+    prompts: Sequence[Prompt],
+    generators: Generating,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    samples: int,
+    name: str,
+) -> tuple[list[Rollout], list[Exchange]]:
+    """`samples` answers to each prompt; the draws follow from the run, `name`, prompt and sample."""
+    sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
+    requests = requests_for(
+        prompts, tokenizer, run_id=str(config.run.id), step=name, samples=samples, room=sampling.max_tokens
+    )
+    rollouts = generators.generate(requests, sampling)
+    return rollouts, exchanges_of(rollouts, prompts, tokenizer)
 
 
 def compare(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.base_policy import fitting
 from rlhf_ray.training.evaluate import Evaluation, compare, evaluate, shown_samples
+from rlhf_ray.training.looks import BEST, HeldOut
 from rlhf_ray.training.loop import Say, resume, train
 from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.ppo import PPO, Roles, Step
@@ -70,6 +71,7 @@ def improve(run: Context) -> None:
         )
     )
     scorers = run.placement.start_scorers(folder.reward_model)
+    judges = run.placement.start_scorers(folder.judge) if config.reward_model.judge and config.evaluate.every else None
     run.placement.wait_ready()
     handoff = WeightsHandoff(
         learner,
@@ -98,10 +100,30 @@ def improve(run: Context) -> None:
     else:
         before = Evaluation(**before_json)
     if config.method == "rl":
+        held_out = HeldOut(
+            recipe,
+            run.generators,
+            scorers,
+            judges,
+            learner,
+            tokenizer=tokenizer,
+            config=config,
+            folder=folder,
+            say=say,
+        )
+
+        def measure(done: int, step: Step) -> dict[str, float]:
+            return {**_gold(recipe, step), **held_out.look(done)}
+
         start = resume(ppo, folder=folder, say=say)
-        gold = _gold_of(recipe)
+        held_out.forget_after(start)
         with run.stopping.graceful():
-            train(ppo, start=start, folder=folder, config=config, measure=gold, stopping=run.stopping, say=say)
+            train(ppo, start=start, folder=folder, config=config, measure=measure, stopping=run.stopping, say=say)
+        best = folder.read_json(BEST)
+        if best is not None and best["step"] != config.ppo.steps:
+            say(f"step {best['step']} did best on held-out prompts, by {best['by']}: its policy is the run's")
+            learner.adopt(folder.best_policy)
+            handoff.publish(config.ppo.steps + 1)
     else:
         learner.adopt(folder.direct_policy)
         handoff.publish(1)
@@ -134,6 +156,8 @@ def summarise(config: Config, folder: RunFolder, *, kl: float, wall_s: float) ->
         "recipe": config.recipe,
         "seed": config.seed,
         "steps": steps,
+        "best_step": (folder.read_json(BEST) or {}).get("step"),
+        "alarm_step": next((row["step"] for row in metrics if row.get("held_out/alarm")), None),
         "rollouts": steps * config.rollout.prompts * config.rollout.samples,
         "wall_s": wall_s + sum(seconds for stage, seconds in stages.items() if stage != timed),
         "reward_model": {name: reward_model.get(name) for name in ("accuracy", "accuracy_ci95")},
@@ -157,10 +181,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gold_of(recipe: Recipe) -> Any:
-    def measure(step: Step) -> dict[str, float]:
-        gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in step.exchanges]
-        known = [value for value in gold if value is not None]
-        return {"gold/mean": statistics.fmean(known)} if known else {}
-
-    return measure
+def _gold(recipe: Recipe, step: Step) -> dict[str, float]:
+    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in step.exchanges]
+    known = [value for value in gold if value is not None]
+    return {"gold/mean": statistics.fmean(known)} if known else {}

@@ -12,8 +12,8 @@ from rlhf_ray.training.ppo import PPO, Step
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stopping import Stopping
 
-Measure = Callable[[Step], dict[str, float]]
-"""Figures for the log that no role may see, such as the gold score."""
+Measure = Callable[[int, Step], dict[str, float]]
+"""Figures for the log that no role may see, such as the gold score, of a number of steps done and the last of them."""
 Say = Callable[[str], None]
 
 
@@ -31,7 +31,7 @@ def train(
             began = time.monotonic()
             result = ppo.step(step)
             done = step + 1
-            metrics = {**result.metrics, **measure(result)}
+            metrics = {**result.metrics, **measure(done, result)}
             asked = stopping.asked
             if done % config.checkpoint.every == 0 or done == config.ppo.steps or asked:
                 save(ppo, done, folder=folder, say=say)

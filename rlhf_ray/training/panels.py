@@ -38,6 +38,11 @@ def curve_panels(rows: Rows, summary: Mapping[str, Any], config: Mapping[str, An
         ),
         _lines(
             rows,
+            "Held-out answers",
+            {"held_out/reward": "reward model", "held_out/judge": "judge", "held_out/gold": "gold"},
+        ),
+        _lines(
+            rows,
             "KL to the reference, nats a response",
             {"objective/kl": "KL"},
             from_zero=True,

@@ -126,6 +126,7 @@ def _headline(run: RunFiles) -> tuple[Check, list[Check]]:
         verdict.within_kl(run.summary, max(kls, default=None)),
         verdict.engine_agrees(run.summary),
         verdict.stays_varied(run.summary),
+        *([check] if (check := verdict.not_exploited(run.summary)) else []),
     ]
     return verdict.learned(run.summary), checks
 

@@ -1,5 +1,6 @@
 """The reward-model stage: a frozen snapshot in, a reward model and `reward_model.json` out."""
 
+import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from rlhf_ray.config import Config
 from rlhf_ray.data.preferences import Comparison, Rated, comparisons, rated, split_by_group
 from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.annotators import TIE
@@ -16,14 +18,17 @@ from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, measure, pairs_of
 
 
-def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, snapshot: str) -> dict[str, Any]:
+def make_reward_model(
+    config: Config, base: Path, folder: Path, *, store: str, snapshot: str, half: int | None = None
+) -> dict[str, Any]:
     """Trains on a snapshot of the store, saves into `folder`, and returns `reward_model.json`'s content.
 
+    `half`, 0 or 1: of the annotators, whose feedback alone is learnt from (`halves`).
     Where the recipe knows the true order of answers, accuracy is measured against it on the held-out pairs, and the
     accuracy on what the annotators said stands beside it; otherwise what people said is all there is.
     """
     wanted = config.reward_model
-    items = learnable(config, store=store, snapshot=snapshot)
+    items = learnable(config, store=store, snapshot=snapshot, half=half)
     train, held_out = split_by_group(
         items, group=lambda item: item.prompt.group, held_out=wanted.held_out, seed=config.seed
     )
@@ -31,6 +36,8 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
         raise DataError(
             f"none of {len(held_out)} held-out {wanted.feedback} compare two answers; raise reward_model.held_out"
         )
+    if wanted.limit is not None and half != 1:  # the judge learns from all of its half
+        train = random.Random(f"limit/{config.seed}").sample(train, min(wanted.limit, len(train)))
     print(f"reward model: {len(train)} {wanted.feedback} to learn from, {len(held_out)} held out")
     with tempfile.TemporaryDirectory() as scratch:
         trained = Path(scratch) / "reward_model"
@@ -75,6 +82,7 @@ def make_reward_model(config: Config, base: Path, folder: Path, *, store: str, s
         "cross_validation": None,
         "n_train": len(train),
         "n_held_out": measured["pairs"],
+        "half": half,
         "shuffled_labels": wanted.shuffle_labels,
     }
 
@@ -97,15 +105,28 @@ def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: s
     }
 
 
-def learnable(config: Config, *, store: str, snapshot: str) -> list[Comparison | Rated]:
+def learnable(config: Config, *, store: str, snapshot: str, half: int | None = None) -> list[Comparison | Rated]:
     """What a snapshot holds of the kind of feedback that the config learns from; `DataError` where that is nothing."""
     wanted = config.reward_model.feedback
     with FeedbackStore(store, read_only=True) as opened:
         judged = list(opened.read(snapshot))
+    if half is not None:
+        judged = halves(judged)[half]
     items: list[Comparison | Rated] = [*(comparisons(judged) if wanted == "pairs" else rated(judged))]
     if not items:
         raise DataError(f"snapshot {snapshot} holds no {wanted} to learn from; set reward_model.feedback")
     return items
+
+
+def halves(feedback: Sequence[Feedback]) -> tuple[list[Feedback], list[Feedback]]:
+    """The feedback of every second annotator, by name, and that of the others; `DataError` where there is one only."""
+    annotators = sorted({item.annotator for item in feedback})
+    if len(annotators) < 2:
+        raise DataError("reward_model.judge needs feedback of two annotators or more: leave it out")
+    first = set(annotators[::2])
+    return [item for item in feedback if item.annotator in first], [
+        item for item in feedback if item.annotator not in first
+    ]
 
 
 def truly_ordered(items: Sequence[Comparison | Rated], recipe: Recipe) -> list[Comparison]:

@@ -28,6 +28,8 @@ class RunFolder:
         self.base_policy = path / "base_policy"
         self.reward_model = path / "reward_model"
         self.direct_policy = path / "direct_policy"
+        self.judge = path / "judge"
+        self.best_policy = path / "best_policy"
         self.policy = path / "policy"
         self.checkpoints = path / "checkpoints"
         self.feedback_db = path / "feedback.db"

@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 TAKEN_OVER = {
     "base_policy": ("base_policy", "base.json"),
     "feedback": ("feedback.db", "feedback.json"),
-    "reward_model": ("reward_model", "reward_model.json"),
+    "reward_model": ("reward_model", "reward_model.json", "judge", "judge.json"),
 }
 """What each stage leaves that `run.from` may give, in their order."""
 
@@ -134,17 +134,35 @@ class Run:
             if not self.folder.reward_model.exists():
                 shutil.copytree(self.config.reward_model.path, self.folder.reward_model)
             return
-        if not self.folder.reward_model.exists():
+        judged = self.config.reward_model.judge
+        wanted = [self.folder.reward_model, *([self.folder.judge] if judged else [])]
+        if not all(folder.exists() for folder in wanted):
             self._collect_feedback()
-            with self._timed("reward_model"):
-                part = self.folder.path / ".reward_model.part"
-                shutil.rmtree(part, ignore_errors=True)
-                record = self._fit_on_feedback(make_reward_model, part, doing="training the reward model")
-                self.folder.write_json("reward_model.json", record)
-                part.rename(self.folder.reward_model)  # last, for its presence says that the stage is done
+        if judged and (self.folder.read_json("reward_model.json") or {"half": 0}).get("half") is None:
+            raise ConfigError(
+                "reward_model.judge: this run's reward model has learnt from all annotators, the judge's too; "
+                "set run.take=feedback, so that it learns from its half"
+            )
+        record = self._reward_model(self.folder.reward_model, "reward_model.json", half=0 if judged else None)
+        if record:
             low, high = record["accuracy_ci95"]
             self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
+        if judged:
+            self._reward_model(self.folder.judge, "judge.json", half=1)
         self._cross_validate()
+
+    def _reward_model(self, folder: Path, record_name: str, *, half: int | None) -> dict[str, Any] | None:
+        """A reward model from the frozen feedback, and what it came to; None where it is there already."""
+        if folder.exists():
+            return None
+        with self._timed(folder.name):
+            part = self.folder.path / f".{folder.name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            doing = f"training the {folder.name.replace('_', ' ')}"
+            record = self._fit_on_feedback(make_reward_model, part, doing=doing, half=half)
+            self.folder.write_json(record_name, record)
+            part.rename(folder)  # last, for its presence says that the stage is done
+        return record
 
     def improve(self) -> None:
         """Trains the policy, measures it on held-out prompts, and writes summary and report."""
@@ -202,7 +220,9 @@ class Run:
             record["cross_validation"] = self._fit_on_feedback(make_cross_validation, doing="cross-validating")
             self.folder.write_json("reward_model.json", record)
 
-    def _fit_on_feedback(self, fit: Callable[..., dict[str, Any]], *folders: Path, doing: str) -> dict[str, Any]:
+    def _fit_on_feedback(
+        self, fit: Callable[..., dict[str, Any]], *folders: Path, doing: str, **more: Any
+    ) -> dict[str, Any]:
         """What a fit on the frozen feedback came to, made in a process of its own."""
         record: dict[str, Any] = self.placement.run_task(
             fit,
@@ -211,6 +231,7 @@ class Run:
             *folders,
             store=self._store,
             snapshot=self.folder.read_json("feedback.json")["snapshot"],
+            **more,
             doing=doing,
             deadline_s=self.config.resources.fit_deadline_s,
             on_line=self.say,

@@ -61,13 +61,26 @@ def learned(summary: Mapping[str, Any]) -> Check:
 
 def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     """What a finished run says of itself at the end of its log: each question, answered in words."""
-    checks = (learned(summary), within_kl(summary), engine_agrees(summary), stays_varied(summary))
+    checks = [learned(summary), within_kl(summary), engine_agrees(summary), stays_varied(summary)]
+    checks += [check] if (check := not_exploited(summary)) else []
     answers = {True: "yes", False: "NO", None: "not known"}
     lines = [f"{check.question} {answers[check.passed]}. {check.text}" for check in checks]
     best, n = figure(summary, "gold", "best_of_n", "gold"), figure(summary, "gold", "best_of_n", "n")
     if best is not None and n is not None:
         lines.insert(1, f"Within reach? The best of {n:.0f} answers before, picked by gold: {best:.2f}.")
     return lines
+
+
+def not_exploited(summary: Mapping[str, Any]) -> Check | None:
+    """Whether a judge that PPO never saw stayed with the reward model; None where nobody looked."""
+    best, alarm = figure(summary, "best_step"), figure(summary, "alarm_step")
+    if best is None:
+        return None
+    question = "Reward model not exploited?"
+    if alarm is None:
+        return Check(question, True, f"No look at held-out prompts raised the alarm; step {best:g} did best.")
+    said = f"At step {alarm:g} the judge's scores had fallen while the reward model's rose; step {best:g} did best."
+    return Check(question, False, said)
 
 
 def _learned_by_gold(before: float, after: float, low: float | None, high: float | None) -> Check:

@@ -7,6 +7,7 @@ import torch
 
 from rlhf_ray.algo.evaluation import (
     length_controlled_win_rate,
+    paired_z,
     repetition,
     self_bleu,
     win_rate,
@@ -87,6 +88,13 @@ def test_self_bleu_worked_by_hand() -> None:
     assert self_bleu([["a", "b", "c"], ["a", "b", "d"]], n=2) == pytest.approx(2 / 3)
     # "a" against "a b": unigrams 1 of 1, penalty exp(1 - 2); "a b" against "a": 1 of 2, no penalty
     assert self_bleu([["a"], ["a", "b"]], n=1) == pytest.approx((math.exp(-1) + 0.5) / 2)
+
+
+def test_paired_z_worked_by_hand() -> None:
+    # differences 1, 2, 3: mean 2, sd 1, error 1 / sqrt 3
+    assert paired_z([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]) == pytest.approx(2 * math.sqrt(3))
+    assert paired_z([0.0, 0.0], [0.0, 0.0]) == 0.0
+    assert paired_z([-1.0, -1.0], [0.0, 0.0]) == -math.inf
 
 
 def test_repetition_worked_by_hand() -> None:

@@ -32,7 +32,7 @@ def run(
         start=start,
         folder=RunFolder(tmp_path),
         config=config,
-        measure=lambda step: {"gold/mean": 0.5},
+        measure=lambda done, step: {"gold/mean": 0.5},
         stopping=stopping or Stopping(),
         say=said.append,
     )

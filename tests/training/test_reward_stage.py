@@ -1,7 +1,11 @@
 """Held-out pairs against the truth."""
 
+import pytest
+
 from rlhf_ray.data.preferences import Comparison, Rated
-from rlhf_ray.training.reward_stage import truly_ordered
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.schema import Answer, Feedback, Rating
+from rlhf_ray.training.reward_stage import halves, truly_ordered
 from rlhf_ray.types import Message, Prompt
 
 PROMPT = Prompt("p", (Message("user", "?"),), "p")
@@ -21,3 +25,20 @@ def test_a_wrong_choice_is_turned_the_right_way_round() -> None:
 def test_equal_answers_unknown_gold_and_ratings_are_left_out() -> None:
     items = [Comparison(PROMPT, "0.5", "0.55"), Comparison(PROMPT, "?", "0.1"), Rated(PROMPT, "0.5", 3.0)]
     assert truly_ordered(items, Recipe()) == []  # type: ignore[arg-type]
+
+
+def judgement(annotator: str) -> Feedback:
+    told = {"messages": (Message("user", "Hi"),), "prompt_id": "p", "group": "p", "annotator": annotator}
+    return Feedback(**told, answers=(Answer(text="Hello", sampler="base"),), rating=Rating(value=4))
+
+
+def test_no_annotator_is_in_both_halves() -> None:
+    feedback = [judgement(name) for name in ("d", "a", "c", "b", "a", "e")]
+    first, second = halves(feedback)
+    assert [item.annotator for item in first] == ["a", "c", "a", "e"]
+    assert [item.annotator for item in second] == ["d", "b"]
+
+
+def test_one_annotator_makes_no_two_halves() -> None:
+    with pytest.raises(DataError, match="two annotators"):
+        halves([judgement("ann"), judgement("ann")])

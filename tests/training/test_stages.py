@@ -79,7 +79,7 @@ class Task(NamedTuple):
             raise InfrastructureError(doing)
         for folder in folders[1:]:
             folder.mkdir()
-        return {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "cross_validation": None}
+        return {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "cross_validation": None, "half": _.get("half")}
 
 
 def reward_stage(folder: RunFolder, placement: Task, *overrides: str) -> None:
@@ -102,6 +102,25 @@ def test_a_reward_model_outlives_a_cross_validation_that_dies(tmp_path: Path) ->
     assert folder.read_json("reward_model.json")["cross_validation"]
     reward_stage(folder, done := Task([]))
     assert done.doing == []
+
+
+def test_a_judge_learns_from_the_other_half_of_the_annotators(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("feedback.json", {"snapshot": "s"})
+    reward_stage(folder, task := Task([]), "reward_model.judge=true", "reward_model.cross_validation=0")
+    assert task.doing == ["training the reward model", "training the judge"]
+    assert folder.judge.exists()
+    reward_stage(folder, done := Task([]), "reward_model.judge=true", "reward_model.cross_validation=0")
+    assert done.doing == []
+
+
+def test_a_judge_beside_a_reward_model_that_has_seen_everything_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("feedback.json", {"snapshot": "s"})
+    reward_stage(folder, Task([]), "reward_model.cross_validation=0")
+    folder.write_json("reward_model.json", {**folder.read_json("reward_model.json"), "half": None})
+    with pytest.raises(ConfigError, match=r"run\.take=feedback"):
+        reward_stage(folder, Task([]), "reward_model.judge=true")
 
 
 def test_a_reward_model_given_as_a_folder_is_neither_fitted_nor_validated(tmp_path: Path) -> None:
