@@ -1,5 +1,5 @@
-"""Makes the figures of docs/results.md again: three seeds of the demo, two controls, every algorithm on those seeds and,
-given data, people's choices.
+"""Makes the figures of docs/results.md again: three seeds of the demo, two controls, every algorithm on those seeds,
+and given data, people's choices.
 
     python benchmarks/results.py [harmless-base.jsonl.gz]
 
