@@ -132,11 +132,13 @@ def check_paths(config: Config) -> None:
         "reward_model.path": config.reward_model.path,
         "feedback.store": Path(store) if store is not None else None,
     }
-    relative = [f"{key}={path}" for key, path in paths.items() if path is not None and not path.is_absolute()]
+    relative = {key: path for key, path in paths.items() if path is not None and not path.is_absolute()}
     if relative:
+        said = ", ".join(f"{key}={path}" for key, path in relative.items())
+        key, path = next(iter(relative.items()))
         raise ConfigError(
-            f"{', '.join(relative)}: a job runs in a temporary folder of the cluster; give the full path on storage "
-            f"that every node sees, such as {relative[0].partition('=')[0]}=/shared/{Path(relative[0]).name}"
+            f"{said}: a job runs in a temporary folder of the cluster; give the full path on storage that every node sees, "
+            f"such as {key}=/shared/{path.name}"
         )
 
 
