@@ -137,8 +137,8 @@ def check_paths(config: Config) -> None:
         said = ", ".join(f"{key}={path}" for key, path in relative.items())
         key, path = next(iter(relative.items()))
         raise ConfigError(
-            f"{said}: a job runs in a temporary folder of the cluster; give the full path on storage that every node sees, "
-            f"such as {key}=/shared/{path.name}"
+            f"{said}: a job runs in a temporary folder of the cluster; give the full path on storage that every node "
+            f"sees, such as {key}=/shared/{path.name}"
         )
 
 
