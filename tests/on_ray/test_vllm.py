@@ -44,7 +44,7 @@ class ShakenLearner(Learner):
     def update(self, _: object) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.weights_step)
         with torch.no_grad():
-            for parameter in self.policy.parameters():
+            for parameter in self.networks.policy.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.weights_step += 1
         return {}
@@ -93,7 +93,7 @@ def handoff(
 
 def next_step(learner: LearnerGroup) -> int:
     """Lets the learner change its weights; returns the new step."""
-    learner.prepare([], [])
+    learner.prepare(Scored([], []))
     learner.update()
     return learner.push_weights().weights_step
 
