@@ -20,7 +20,7 @@ from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.vllm_engine import VllmEngine
 from rlhf_ray.roles.weights import PushedWeights, WeightsHandoff, flatten, unflatten
-from rlhf_ray.types import GenerationRequest, Rollout, Sampling, WeightsReceipt
+from rlhf_ray.types import GenerationRequest, Rollout, Sampling, Scored, WeightsReceipt
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(800)]
 COOL = Sampling(temperature=0.7, top_p=0.9, max_tokens=24)
