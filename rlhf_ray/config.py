@@ -190,13 +190,13 @@ class RewardModelConfig(Section):
 class DirectConfig(FitConfig):
     """Learning from the judgements themselves (`method: dpo`, `ipo`, `kto`)."""
 
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = 3e-4
     batch_size: Count = 16
     """Choices, or judged answers, an optimizer step."""
     max_epochs: Annotated[float, Field(ge=0)] = 1
     eval_every: Count = 50
     min_improvement: Annotated[float, Field(ge=0)] = 0.001
-    beta: Positive = 0.1
+    beta: Positive = 0.5
     """How dear it is to leave the reference, a nat."""
     pairs: Count = 4
     """Choices of one prompt that are learnt from, at most."""
@@ -487,7 +487,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises `ConfigError` with the key at fault, and the nearest known key where one is unknown.
     """
     tree = _read_yaml(path) if path else {}
-    if any(override.startswith(("ppo.advantage=", "ppo.loss=")) for override in overrides):
+    if any(override.startswith(("method=", "ppo.advantage=", "ppo.loss=")) for override in overrides):
         _drop_what_came_along(tree)
     apply_overrides(tree, overrides)
     config = parse_section(Config, tree, source=str(path or "(overrides)"))
@@ -535,7 +535,7 @@ def _drop_what_came_along(tree: dict[str, Any]) -> None:
     ppo = tree.get("ppo")
     chosen = {key: ppo[key] for key in ("advantage", "loss") if key in ppo} if isinstance(ppo, dict) else {}
     try:
-        own = Config.model_validate({"ppo": chosen}).model_dump(mode="json")
+        own = Config.model_validate({"method": tree.get("method", "rl"), "ppo": chosen}).model_dump(mode="json")
     except ValidationError:
         return  # the file's algorithm is refused elsewhere, by name
     for *sections, key in (path.split(".") for path in GOVERNED if path not in ("ppo.advantage", "ppo.loss")):

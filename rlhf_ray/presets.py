@@ -52,7 +52,16 @@ BY_LOSS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-GOVERNED = sorted({path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values()) for path in presets})
+BY_METHOD: Mapping[str, Mapping[str, Any]] = {
+    "rl": {},
+    "dpo": {},
+    "ipo": {},
+    # pushing bad answers down is a way without an end, which takes the good ones along: measured in docs/log.md
+    "kto": {"direct.beta": 1.0, "direct.learning_rate": 1e-4, "direct.weight_bad": 0.5},
+}
+
+_ALL = (*BY_ADVANTAGE.values(), *BY_LOSS.values(), *BY_METHOD.values())
+GOVERNED = sorted({path for presets in _ALL for path in presets})
 """Keys that come with some algorithm."""
 
 
@@ -61,7 +70,8 @@ def with_presets(tree: Mapping[str, Any]) -> dict[str, Any]:
     filled = copy.deepcopy(dict(tree))
     comes = BY_ADVANTAGE.get(str(_said(filled, "ppo", "advantage")), {})
     loss = _said(filled, "ppo", "loss") or comes.get("ppo.loss", "clip")
-    for path, value in {**comes, **BY_LOSS.get(str(loss), {})}.items():
+    method = BY_METHOD.get(str(_said(filled, "method")), {})
+    for path, value in {**comes, **BY_LOSS.get(str(loss), {}), **method}.items():
         *sections, key = path.split(".")
         section: Any = filled
         for name in sections:

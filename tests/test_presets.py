@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_ray.config import Advantage, Config, PolicyLoss, dump_config, known_keys, load_config
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.presets import BY_ADVANTAGE, BY_LOSS, GROUPED, with_presets
+from rlhf_ray.presets import BY_ADVANTAGE, BY_LOSS, BY_METHOD, GROUPED, with_presets
 
 
 def value(config: Config, path: str) -> Any:
@@ -20,7 +20,8 @@ def value(config: Config, path: str) -> Any:
 def test_every_algorithm_has_its_presets_and_they_name_known_keys() -> None:
     assert list(BY_ADVANTAGE) == list(get_args(Advantage))
     assert list(BY_LOSS) == list(get_args(PolicyLoss))
-    named = {path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values()) for path in presets}
+    assert list(BY_METHOD) == list(get_args(Config.model_fields["method"].annotation))
+    named = {path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values(), *BY_METHOD.values()) for path in presets}
     assert named <= set(known_keys())
 
 
@@ -53,6 +54,16 @@ def test_another_algorithm_on_the_command_line_brings_its_own_over_a_runs_config
     file.write_text(dump_config(load_config(None, [f"ppo.advantage={first}", "ppo.lam=0.5", "run.id=x"])))
     changed = load_config(file, [f"ppo.advantage={second}"])
     assert changed == load_config(None, [f"ppo.advantage={second}", "ppo.lam=0.5", "run.id=x"])
+
+
+@pytest.mark.parametrize("first", BY_METHOD)
+@pytest.mark.parametrize("second", BY_METHOD)
+def test_so_does_another_method(tmp_path: Path, first: str, second: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(load_config(None, [f"method={first}", "direct.pairs=7", "run.id=x"])))
+    assert load_config(file, [f"method={second}"]) == load_config(
+        None, [f"method={second}", "direct.pairs=7", "run.id=x"]
+    )
 
 
 def test_what_a_file_says_for_itself_stays_when_the_algorithm_changes(tmp_path: Path) -> None:
