@@ -117,6 +117,8 @@ def improve(run: Context) -> None:
 
         start = resume(ppo, folder=folder, say=say)
         held_out.forget_after(start)
+        if start == 0:
+            held_out.look(0)  # what all later looks are held against first
         with run.stopping.graceful():
             train(ppo, start=start, folder=folder, config=config, measure=measure, stopping=run.stopping, say=say)
         best = folder.read_json(BEST)

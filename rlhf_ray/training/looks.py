@@ -56,6 +56,8 @@ class HeldOut:
         self.recipe, self.generators, self.scorers, self.judges = recipe, generators, scorers, judges
         self.learner, self.tokenizer, self.config, self.folder, self.say = learner, tokenizer, config, folder, say
         self.best: Look | None = None
+        self._warned_of: int | None = None
+        """The best step since which the alarm has been said; once is enough."""
 
     def forget_after(self, step: int) -> None:
         """A resumed run makes what came later anew."""
@@ -80,7 +82,8 @@ class HeldOut:
         judged = self.judges.score(exchanges) if self.judges else rewards
         look = Look(step, rewards, judged)
         alarm = self.best is not None and exploited(self.best, look)
-        if self.best is not None and alarm:
+        if self.best is not None and alarm and self.best.step != self._warned_of:
+            self._warned_of = self.best.step
             self.say(warning(self.best, look))
         if self.best is None or statistics.fmean(judged) > statistics.fmean(self.best.judged):
             self._keep(look)
@@ -113,10 +116,12 @@ def exploited(best: Look, now: Look) -> bool:
 
 def warning(best: Look, now: Look) -> str:
     """What the log says then."""
-    reward = statistics.fmean(now.rewards) - statistics.fmean(best.rewards)
-    judge = statistics.fmean(best.judged) - statistics.fmean(now.judged)
+    rise, fall = (
+        abs(statistics.fmean(late) - statistics.fmean(early)) / (statistics.pstdev(early) or 1.0)
+        for late, early in ((now.rewards, best.rewards), (now.judged, best.judged))
+    )
     return (
         f"WARNING: the policy is exploiting the reward model: since step {best.step} its scores of held-out answers "
-        f"rose by {reward:.2f}, and the judge's fell by {judge:.2f}. Step {best.step}'s policy is kept in best_policy; "
-        "raise ppo.kl.coef, or give more feedback"
+        f"rose by {rise:.2f} standard deviations, and the judge's fell by {fall:.2f}. Step {best.step}'s policy is kept "
+        "in best_policy; raise ppo.kl.coef, or give more feedback"
     )

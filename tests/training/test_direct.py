@@ -16,7 +16,9 @@ from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
 GOOD, BAD = "we send a new one today", "sorry"
-FAST = ["direct.learning_rate=3e-3", "direct.max_epochs=12", "direct.eval_every=20", "direct.batch_size=4"]
+FAST = [
+    "direct.learning_rate=3e-3", "direct.max_epochs=12", "direct.eval_every=20", "direct.batch_size=4", "direct.beta=0.1"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +74,14 @@ def test_good_answers_become_likelier_than_bad_ones(base: Path, tmp_path: Path, 
     )
     assert record["method"] == method
     assert record["judgements"] > 20
-    assert record["validation_loss"] < record["curve"][0]["val_loss"] or len(record["curve"]) == 1
+    assert record["validation_loss"] <= record["curve"][0]["val_loss"]
     assert log_ratio(tmp_path / "policy", base, GOOD) > log_ratio(tmp_path / "policy", base, BAD) + 1.0
 
 
 def test_before_anything_is_learnt_the_losses_are_those_of_indifference(base: Path) -> None:
     tokenizer, policy = load_tokenizer(base), load_policy(base)
     ratios = Ratios(load_policy(base), int(tokenizer.pad_token_id))
-    for squared, wanted in ((False, math.log(2)), (True, 25.0)):
+    for squared, wanted in ((False, math.log(2)), (True, 1.0)):  # 1 / (2 beta) squared, at beta 0.5
         objective = ChoiceLoss(ratios, config("dpo").direct, squared=squared)
         batch = objective.collate(choices([ranking(1, GOOD, BAD), ranking(2, BAD, GOOD)], tokenizer, config("dpo")))
         total, count = objective.loss(policy, batch)
