@@ -122,6 +122,6 @@ def warning(best: Look, now: Look) -> str:
     )
     return (
         f"WARNING: the policy is exploiting the reward model: since step {best.step} its scores of held-out answers "
-        f"rose by {rise:.2f} standard deviations, and the judge's fell by {fall:.2f}. Step {best.step}'s policy is kept "
-        "in best_policy; raise ppo.kl.coef, or give more feedback"
+        f"rose by {rise:.2f} standard deviations, and the judge's fell by {fall:.2f}. That step's policy is kept in "
+        "best_policy; raise ppo.kl.coef, or give more feedback"
     )

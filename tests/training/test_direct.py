@@ -17,7 +17,8 @@ from tests.models.tiny import make_policy_folder, make_prompt
 
 GOOD, BAD = "we send a new one today", "sorry"
 FAST = [
-    "direct.learning_rate=3e-3", "direct.max_epochs=12", "direct.eval_every=20", "direct.batch_size=4", "direct.beta=0.1"
+    "direct.learning_rate=3e-3", "direct.max_epochs=12", "direct.eval_every=20", "direct.batch_size=4",
+    "direct.beta=0.1",
 ]  # fmt: skip
 
 
