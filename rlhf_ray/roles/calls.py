@@ -22,7 +22,15 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from rlhf_ray.errors import ActorFailed, ActorLost, DeadlineExceeded, InfrastructureError, InputError, RunFailed
+from rlhf_ray.errors import (
+    ActorFailed,
+    ActorLost,
+    DeadlineExceeded,
+    InfrastructureError,
+    InputError,
+    Interrupted,
+    RunFailed,
+)
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOGS = "/tmp/ray/session_latest/logs on its node"
@@ -146,20 +154,26 @@ def stream(
 ) -> Any:
     """What a task that yields `Line`s and then one `Done` came to; every line goes to `on_line` as it comes.
 
-    Errors as in `gather`; a task that is late, failed or no longer wanted is killed.
+    Errors as in `gather`; a task that is late or no longer wanted is killed. One that has failed is over, and its
+    process may be at the next task already: killing would hit that one.
     """
-    end = time.monotonic() + deadline_s
+    end, over = time.monotonic() + deadline_s, False
     try:
         while True:
             ready, _ = ray.wait([task], timeout=max(0.0, end - time.monotonic()))
             if not ready:
                 raise _late([name], {}, deadline_s=deadline_s, doing=doing)
-            item = _answer(next(task), name, None, doing=doing)
+            try:
+                item = _answer(next(task), name, None, doing=doing)
+            except (InputError, RunFailed) as error:
+                over = not isinstance(error, Interrupted)
+                raise
             if isinstance(item, Done):
                 return item.value
             on_line(item.text)
     except BaseException:
-        ray.cancel(task, force=True)
+        if not over:
+            ray.cancel(task, force=True)
         raise
 
 
