@@ -13,7 +13,7 @@ from rlhf_ray import __version__
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.groups import GeneratorGroup, ScorerGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
@@ -100,32 +100,7 @@ def improve(run: Context) -> None:
     else:
         before = Evaluation(**before_json)
     if config.method == "rl":
-        held_out = HeldOut(
-            recipe,
-            run.generators,
-            scorers,
-            judges,
-            learner,
-            tokenizer=tokenizer,
-            config=config,
-            folder=folder,
-            say=say,
-        )
-
-        def measure(done: int, step: Step) -> dict[str, float]:
-            return {**_gold(recipe, step), **held_out.look(done)}
-
-        start = resume(ppo, folder=folder, say=say)
-        held_out.forget_after(start)
-        if start == 0:
-            held_out.look(0)  # what all later looks are held against first
-        with run.stopping.graceful():
-            train(ppo, start=start, folder=folder, config=config, measure=measure, stopping=run.stopping, say=say)
-        best = folder.read_json(BEST)
-        if best is not None and best["step"] != config.ppo.steps:
-            say(f"step {best['step']} did best on held-out prompts, by {best['by']}: its policy is the run's")
-            learner.adopt(folder.best_policy)
-            handoff.publish(config.ppo.steps + 1)
+        _reinforce(run, ppo, judges)
     else:
         learner.adopt(folder.direct_policy)
         handoff.publish(1)
@@ -135,6 +110,37 @@ def improve(run: Context) -> None:
     kl = learner.mean_kl(after.rollouts)
     summary = summarise(config, folder, kl=kl, wall_s=time.monotonic() - began)
     folder.write_json("summary.json", {**summary, **compare(before, after, seed=config.seed)})
+
+
+def _reinforce(run: Context, ppo: PPO, judges: ScorerGroup | None) -> None:
+    """The loop's steps that are left, and the best look's policy taken where there were looks."""
+    config, folder, roles = run.config, run.folder, ppo.roles
+    held_out = HeldOut(
+        run.recipe,
+        run.generators,
+        roles.scorers,
+        judges,
+        roles.learner,
+        tokenizer=run.tokenizer,
+        config=config,
+        folder=folder,
+        say=run.say,
+    )
+
+    def measure(done: int, step: Step) -> dict[str, float]:
+        return {**_gold(run.recipe, step), **held_out.look(done)}
+
+    start = resume(ppo, folder=folder, say=run.say)
+    held_out.resume(start)
+    if start == 0:
+        held_out.look(0)  # what all later looks are held against first
+    with run.stopping.graceful():
+        train(ppo, start=start, folder=folder, config=config, measure=measure, stopping=run.stopping, say=run.say)
+    best = folder.read_json(BEST)
+    if best is not None and best["step"] != config.ppo.steps:
+        run.say(f"step {best['step']} did best on held-out prompts, by {best['by']}: its policy is the run's")
+        roles.learner.adopt(folder.best_policy)
+        roles.handoff.publish(config.ppo.steps + 1)
 
 
 def describe(evaluation: Evaluation) -> str:

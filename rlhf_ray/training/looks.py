@@ -8,7 +8,7 @@ one's go on rising: Gao et al. 2023 (arXiv:2210.10760). That sounds an alarm, an
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -59,11 +59,13 @@ class HeldOut:
         self._warned_of: int | None = None
         """The best step since which the alarm has been said; once is enough."""
 
-    def forget_after(self, step: int) -> None:
-        """A resumed run makes what came later anew."""
+    def resume(self, step: int) -> None:
+        """Takes up the best look so far; what a resumed run makes anew is forgotten."""
         kept = self.folder.read_json(BEST)
         if kept is not None and kept["step"] > step:
             (self.folder.path / BEST).unlink()
+        elif kept is not None:
+            self.best = Look(kept["step"], kept["rewards"], kept["judged"])
 
     def look(self, step: int) -> dict[str, float]:
         """Metrics of the policy as it stands after `step` steps; nothing where no look is due."""
@@ -96,12 +98,9 @@ class HeldOut:
 
     def _keep(self, look: Look) -> None:
         self.best = look
-        kept, value = self.folder.read_json(BEST), statistics.fmean(look.judged)
-        if kept is not None and kept["value"] >= value:
-            return  # one from before this run was resumed
         self.learner.save_policy(self.folder.best_policy)
         by = "the judge" if self.judges else "the reward model"
-        self.folder.write_json(BEST, {"step": look.step, "value": value, "by": by})
+        self.folder.write_json(BEST, {**asdict(look), "by": by})
 
     def _gold(self, exchanges: Sequence[Exchange]) -> dict[str, float]:
         known = [gold for item in exchanges if (gold := self.recipe.gold(item.prompt, item.response)) is not None]

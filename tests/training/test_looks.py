@@ -73,7 +73,9 @@ def test_the_best_looks_policy_is_kept_and_the_alarm_says_since_when(tmp_path: P
     alarms = [held_out.look(step)["held_out/alarm"] for step in (2, 4, 6, 8)]
     assert alarms == [0, 0, 1, 1]
     assert len(learner.saved) == 2
-    assert RunFolder(tmp_path).read_json("best.json") == {"step": 4, "value": 2.375, "by": "the judge"}
+    assert RunFolder(tmp_path).read_json("best.json") == {
+        "step": 4, "rewards": [2.0, 2.25, 2.5, 2.75], "judged": [2.0, 2.25, 2.5, 2.75], "by": "the judge"
+    }  # fmt: skip
     assert ["since step 4" in line for line in said] == [True]  # once
 
 
@@ -84,13 +86,16 @@ def test_without_a_judge_the_reward_model_says_which_was_best_and_nothing_sounds
     assert RunFolder(tmp_path).read_json("best.json")["step"] == 4
 
 
-def test_a_resumed_run_keeps_the_best_from_before_and_forgets_what_comes_anew(tmp_path: Path) -> None:
-    make(tmp_path, Scripted(5), None).look(4)
-    resumed, learner = make(tmp_path, Scripted(3), None, learner=(learner := Learner())), learner
-    resumed.forget_after(4)
-    resumed.look(6)
+def test_a_resumed_run_is_held_against_the_best_from_before_and_forgets_what_comes_anew(tmp_path: Path) -> None:
+    make(tmp_path, Scripted(1), Scripted(5)).look(4)
+    learner = Learner()
+    resumed = make(tmp_path, Scripted(2), Scripted(3), learner=learner)
+    resumed.resume(4)
+    assert resumed.look(6)["held_out/alarm"] == 1
     assert learner.saved == []
-    resumed.forget_after(3)
+    anew = make(tmp_path, Scripted(2), Scripted(3))
+    anew.resume(3)
+    assert anew.best is None
     assert RunFolder(tmp_path).read_json("best.json") is None
 
 
