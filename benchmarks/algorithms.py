@@ -2,7 +2,8 @@
 
     python benchmarks/algorithms.py runs/demo-0 runs/demo-14 runs/demo-15
 
-Each goes on from those runs' base policy, feedback and reward model; finished ones are read, a broken one is resumed.
+Each goes on from those runs' base policy, feedback and reward model (`gae`, the default, is those runs themselves);
+finished ones are read, a broken one is resumed.
 Prints a row an algorithm: gold on held-out prompts after training, by seed and in the mean, with the interval of the
 smallest gain. `--only grpo rloo` makes some of them. About two minutes an algorithm and seed on 2 cores.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 RLHF = Path(sys.executable).with_name("rlhf")
 ALGORITHMS = {
-    "gae": ["ppo.advantage=gae"],
+    "gae": [],
     "reinforce": ["ppo.advantage=reinforce"],
     "reinforce_to_go": ["ppo.advantage=reinforce", "ppo.credit=to_go"],
     "reinforce_pp": ["ppo.advantage=reinforce_pp"],
@@ -63,7 +64,9 @@ def main() -> int:
 
 
 def run(rlhf: list[str], source: Path, name: str) -> dict:
-    """One algorithm from the base policy, feedback and reward model of one run."""
+    """One algorithm from the base policy, feedback and reward model of one run, which went by the default."""
+    if not ALGORITHMS[name]:
+        return read(source)
     run_id = f"{source.name}-{name.replace(', ', '-')}"
     if not (source.parent / run_id / "summary.json").exists():
         seed = read(source)["seed"]

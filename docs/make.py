@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from rlhf_ray.config import Config
-from rlhf_ray.config_reference import reference
+from rlhf_ray.config.reference import reference
 from rlhf_ray.serving.settings import ServiceConfig
 
 HERE = Path(__file__).parent

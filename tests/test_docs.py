@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from rlhf_ray.config import Config, known_keys
+from rlhf_ray.config.fits import TRAINER_ARGUMENTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -34,7 +35,8 @@ def test_every_choice_of_an_algorithm_is_a_row_of_the_page_on_algorithms() -> No
         assert key == "method" or f"`{key}" in page, key
         plain = {"ppo.critic_from": set(), "ppo.credit": {"to_go"}}.get(key, set(get_args(field.annotation)))
         assert not [choice for choice in plain if f"`{choice}`" not in page and f"={choice}`" not in page], key
-    settings = [key for key in known_keys() if key.startswith("ppo.kl.")]
+    assert not [name for name in TRAINER_ARGUMENTS if f"`{name}`" not in page]
+    settings = [key for key in known_keys(Config) if key.startswith("ppo.kl.")]
     assert not [key for key in settings if f"`{key}`" not in page and key not in {"ppo.kl.horizon", "ppo.kl.coef"}]
 
 

@@ -170,7 +170,7 @@ def config_reference(
 ) -> None:
     """Print every key with what it takes, its default and meaning, as Markdown."""
     from rlhf_ray.config import Config
-    from rlhf_ray.config_reference import reference
+    from rlhf_ray.config.reference import reference
     from rlhf_ray.serving.settings import ServiceConfig
 
     typer.echo(reference(ServiceConfig if service else Config), nl=False)

@@ -30,14 +30,17 @@ VALIDATION_SHARE = 0.05
 Say = Callable[[str], None]
 
 
-def make_base_policy(config: Config, folder: Path, *, say: Say = print) -> dict[str, Any]:
+def make_base_policy(config: Config, folder: Path, *, fits: Path | None = None, say: Say = print) -> dict[str, Any]:
     """Trains the base policy of a config into `folder`, a plain Hugging Face folder; returns `base.json`'s content.
+
+    Broken-off fits go on from their checkpoints in `fits`.
 
     Without `model.path` tokenizer and model are new, and learn the recipe's corpus first; with it they are the
     user's, and only the demonstrations are learnt. `sft.max_epochs: 0` takes a model as it is.
     """
     recipe = make_recipe(config)
-    fits: dict[str, Any] = {}
+    done: dict[str, Any] = {}
+    common: dict[str, Any] = {"config": config, "fits": fits, "say": say}
     if config.model.path is None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(
             texts_of(recipe), vocabulary=config.model.vocabulary, context=config.model.context
@@ -51,7 +54,7 @@ def make_base_policy(config: Config, folder: Path, *, say: Say = print) -> dict[
         texts = [(encode_text(tokenizer, text), 0) for text in recipe.corpus()]
         random.Random(config.seed).shuffle(texts)
         held = max(1, round(VALIDATION_SHARE * len(texts)))
-        fits["pretrain"] = _fit(model, tokenizer, texts[held:], texts[:held], config=config, stage="pretrain", say=say)
+        done["pretrain"] = _fit(model, tokenizer, texts[held:], texts[:held], stage="pretrain", **common)
     if config.sft.max_epochs > 0:
         demonstrations, dropped = fitting(recipe.demonstrations(), tokenizer, config=config)
         for reason, count in dropped.items():
@@ -59,19 +62,12 @@ def make_base_policy(config: Config, folder: Path, *, say: Say = print) -> dict[
         train, validation = split_by_group(
             demonstrations, group=lambda item: item[0].prompt.group, held_out=VALIDATION_SHARE, seed=config.seed
         )
-        fits["sft"] = _fit(
-            model,
-            tokenizer,
-            [ids for _, ids in train],
-            [ids for _, ids in validation],
-            config=config,
-            stage="sft",
-            say=say,
-        )
+        tokens = [[ids for _, ids in part] for part in (train, validation)]
+        done["sft"] = _fit(model, tokenizer, *tokens, stage="sft", **common)
     save_policy(folder, model, tokenizer)
     return {
-        **{stage: fit["curve"] for stage, fit in fits.items()},
-        "fits": {stage: {key: value for key, value in fit.items() if key != "curve"} for stage, fit in fits.items()},
+        **{stage: fit["curve"] for stage, fit in done.items()},
+        "fits": {stage: {key: value for key, value in fit.items() if key != "curve"} for stage, fit in done.items()},
     }
 
 
@@ -108,11 +104,19 @@ def _fit(
     *,
     config: Config,
     stage: str,
+    fits: Path | None,
     say: Say,
 ) -> dict[str, Any]:
-    fit = config.pretrain if stage == "pretrain" else config.sft
     result = fit_language_model(
-        model, tokenizer, train, validation=validation, fit=fit, seed=config.seed, stage=stage, progress=say
+        model,
+        tokenizer,
+        train,
+        validation=validation,
+        fit=config.pretrain if stage == "pretrain" else config.sft,
+        seed=config.seed,
+        stage=stage,
+        progress=say,
+        folder=fits and fits / stage,
     )
     say(f"{stage}: validation loss {result.validation_loss:.3f} after {result.seconds:.0f} s, flat: {result.flat}")
     return asdict(result)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from rlhf_ray.training.sft import IGNORED, NextToken, Tokens
 from rlhf_ray.types import Exchange, Prompt
 
 VALIDATION_SHARE = 0.1
-Item = TypeVar("Item", "Choice", "Verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,14 @@ class ChoiceLoss:
         """The better responses' rows, then the worse ones'."""
         return self._ratios.collate([*(item.better for item in items), *(item.worse for item in items)])
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """Summed over the choices, and how many these are."""
+    def terms(self, batch: Batch) -> int:
+        """Choices."""
+        return len(batch["input_ids"]) // 2
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Summed over the choices."""
         better, worse = self._ratios.of(model, batch).chunk(2)
-        return self._loss(better, worse, beta=self._beta).sum(), len(better)
+        return self._loss(better, worse, beta=self._beta).sum()
 
 
 class VerdictLoss:
@@ -99,8 +102,12 @@ class VerdictLoss:
         good = torch.tensor([item.good for item in items])
         return {**self._ratios.collate([*own, *swapped]), "good": good}
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """Summed over the responses, and how many these are."""
+    def terms(self, batch: Batch) -> int:
+        """Judged responses."""
+        return len(batch["good"])
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Summed over the responses."""
         good, config = batch["good"], self._config
         rows = {name: tensor.chunk(2) for name, tensor in batch.items() if name != "good"}
         own, swapped = ({name: halves[half] for name, halves in rows.items()} for half in (0, 1))
@@ -114,20 +121,28 @@ class VerdictLoss:
             weight_good=config.weight_good,
             weight_bad=config.weight_bad,
         )
-        return losses.sum(), len(good)
+        return losses.sum()
 
 
-def make_direct_policy(config: Config, base: Path, folder: Path, *, store: str, snapshot: str) -> dict[str, Any]:
-    """Trains the base policy on a snapshot, saves it into `folder`, and returns `direct.json`'s content."""
+def make_direct_policy(
+    config: Config, base: Path, folder: Path, *, store: str, snapshot: str, fits: Path | None = None
+) -> dict[str, Any]:
+    """Trains the base policy on a snapshot, saves it into `folder`, and returns `direct.json`'s content.
+
+    A broken-off fit goes on from its checkpoints in `fits`.
+    """
     with FeedbackStore(store, read_only=True) as opened:
         feedback = list(opened.read(snapshot))
     tokenizer, policy = load_tokenizer(base, context=config.model.context), load_policy(base)
     ratios = Ratios(load_policy(base), int(tokenizer.pad_token_id))
+    objective: VerdictLoss | ChoiceLoss
+    items: Sequence[Any]
     if config.method == "kto":
-        result, count = _fit(policy, VerdictLoss(ratios, config.direct), verdicts(feedback, tokenizer, config), config)
+        objective, items = VerdictLoss(ratios, config.direct), verdicts(feedback, tokenizer, config)
     else:
         objective = ChoiceLoss(ratios, config.direct, squared=config.method == "ipo")
-        result, count = _fit(policy, objective, choices(feedback, tokenizer, config), config)
+        items = choices(feedback, tokenizer, config)
+    result, count = _fit(policy, objective, items, config, fits)
     save_policy(folder, policy, tokenizer)
     return {"method": config.method, "judgements": count, **result}
 
@@ -170,7 +185,9 @@ def verdicts(feedback: Sequence[Feedback], tokenizer: PreTrainedTokenizerBase, c
     return found
 
 
-def _fit(policy: PreTrainedModel, objective: Any, items: Sequence[Item], config: Config) -> tuple[dict[str, Any], int]:
+def _fit(
+    policy: PreTrainedModel, objective: Any, items: Sequence[Any], config: Config, fits: Path | None
+) -> tuple[dict[str, Any], int]:
     train, validation = split_by_group(
         items, group=lambda item: item.group, held_out=VALIDATION_SHARE, seed=config.seed
     )
@@ -183,6 +200,7 @@ def _fit(policy: PreTrainedModel, objective: Any, items: Sequence[Item], config:
         seed=config.seed,
         stage=config.method,
         progress=print,
+        folder=fits and fits / config.method,
     )
     return asdict(result), len(train)
 

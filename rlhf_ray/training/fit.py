@@ -1,21 +1,25 @@
-"""Supervised fits on transformers' Trainer that end when the validation loss is flat.
+"""Supervised fits on transformers' Trainer that end when the validation loss is flat, and go on where they broke off.
 
-Trainer drives (devices, epochs, clipping, optimizer steps). What a small model would feel of it is turned off: logging
-and NaN filtering, which read a number from the device at each step, counting FLOPs, and its own evaluation, which
-weighs batches and not tokens.
+Trainer drives (devices, epochs, accumulation, clipping, optimizer steps, checkpoints). What a small model would feel of
+it is turned off: NaN filtering and, unless asked for, logging, which read a number from the device at each step,
+counting FLOPs, and its own evaluation, which weighs batches and not tokens.
 """
 
+import hashlib
+import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from rlhf_ray.algo.batching import by_length
@@ -23,6 +27,13 @@ from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import DataError, Diverged
 from rlhf_ray.models.folder import quiet_transformers
 from rlhf_ray.training.schedule import LengthGrouped, Pace
+from rlhf_ray.training.trainer import (
+    callbacks,
+    complete_checkpoint,
+    drop_checkpoints,
+    newest_checkpoint,
+    training_arguments,
+)
 
 Item = TypeVar("Item")
 Learned = TypeVar("Learned", contravariant=True)
@@ -30,8 +41,8 @@ Batch = dict[str, Tensor]
 
 VALIDATION_TOKENS = 8192
 """Padded tokens in one forward pass that measures."""
-MAX_GRAD_NORM = 1.0
-BETAS = (0.9, 0.95)
+SAVE_AFTER_S = 60.0
+"""A look this long after the last checkpoint makes another one."""
 
 
 class Objective(Protocol[Learned]):
@@ -43,8 +54,11 @@ class Objective(Protocol[Learned]):
     def collate(self, items: Sequence[Learned]) -> Batch:
         """The tensors of a batch."""
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """The loss summed over a batch, a scalar, and over how many terms."""
+    def terms(self, batch: Batch) -> int:
+        """Tokens, pairs or answers whose losses `loss` sums."""
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss summed over a batch, a scalar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,47 +88,65 @@ def fit(
     seed: int,
     stage: str,
     progress: Callable[[str], None],
+    folder: Path | None = None,
 ) -> FitResult:
     """Trains `model` in place until its validation loss is flat and leaves it with the best weights seen.
 
     The learning rate warms up and stays (a cosine would have to know beforehand when the loss will be flat). Once it
     is flat, or the last epoch nears its end, training goes back to the best weights and the rate falls linearly to
-    zero, which takes the noise of the large steps out of them. Raises `Diverged` where the loss is not finite.
+    zero, which takes the noise of the large steps out of them. With a `lr_scheduler_type` of the user's the rate goes
+    by that over all epochs, and a flat loss ends the fit at once.
+
+    `folder` is given checkpoints about every minute and at the end; a fit of the same model, items and settings that
+    finds some there goes on from the newest one, to the same weights as if it had never broken off.
+
+    Raises `Diverged` where the loss is not finite.
     """
     if not items or not validation:
         raise DataError(f"{stage} has {len(items)} rows to train on and {len(validation)} to validate; it needs both")
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
-    steps = max(1, math.ceil(config.max_epochs * math.ceil(len(items) / config.batch_size)))
-    pace = Pace(steps, config.eval_every, config.tail)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(), quiet_transformers():
-        optimizer = _optimizer(model, config)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(quiet_transformers())
+        where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        steps = max(1, math.ceil(config.max_epochs * math.ceil(len(items) / config.batch_size)))
+        arguments = training_arguments(config, steps=steps, seed=seed, folder=where)
+        pace = Pace(steps, config.eval_every, config.tail, scheduled="lr_scheduler_type" in config.trainer)
         looks = _Looks(model, objective, validation, config=config, pace=pace, stage=stage, progress=progress)
         trainer = _Trainer(
             model=model,
-            args=_arguments(scratch, steps, config, seed),
+            args=arguments,
             data_collator=objective.collate,
             train_dataset=list(items),
-            callbacks=[looks],
-            optimizers=(optimizer, LambdaLR(optimizer, pace.factor)),
+            callbacks=[looks, *callbacks(config.callbacks)],
         )
-        trainer.objective, trainer.looks = objective, looks
+        trainer.objective, trainer.looks, trainer.pace = objective, looks, pace
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        found = None
+        if folder is not None:
+            looks.saving = True
+            looks.identity = _identity(config, seed, [objective.length(item) for item in items])
+            found = newest_checkpoint(folder, looks.identity)
+            if found is None:
+                drop_checkpoints(folder)  # another fit's, among which Trainer would keep the newest
+        if found is not None:
+            looks.take_up(found.state, found.best_weights)
+            progress(f"{stage} goes on from its checkpoint at step {looks.step}")
+        if looks.step < pace.end:
+            trainer.train(resume_from_checkpoint=str(found.path) if found else None)
     looks.restore_best()
     if use_cache is not None:
         model.config.use_cache = use_cache  # Trainer turns it off, for good
     model.eval()
     model.zero_grad(set_to_none=True)
-    seconds = time.monotonic() - start
-    trained = looks.curve[-1]["step"] * config.batch_size / len(items) * sum(map(objective.length, items))
+    trained = looks.step * config.batch_size / len(items) * sum(map(objective.length, items))
     return FitResult(
         curve=looks.curve,
         validation_loss=looks.best,
-        steps=int(looks.curve[-1]["step"]),
+        steps=looks.step,
         flat=looks.flat,
-        seconds=seconds,
-        tokens_per_s=trained / seconds,
+        seconds=looks.seconds,
+        tokens_per_s=trained / looks.seconds,
     )
 
 
@@ -125,36 +157,51 @@ def mean_loss(model: PreTrainedModel, objective: Objective[Item], items: Sequenc
     total, count = 0.0, 0
     for rows in by_length([objective.length(item) for item in items], max_tokens=VALIDATION_TOKENS):
         batch = objective.collate([items[row] for row in rows])
-        loss, terms = objective.loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        total, count = total + loss.item(), count + terms
+        loss = objective.loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        total, count = total + loss.item(), count + objective.terms(batch)
     return total / max(count, 1)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Trainer with our loss and our order of batches."""
+    """Trainer with our loss, our order of batches and our learning rates."""
 
     objective: Any
     looks: "_Looks[Any]"
+    pace: Pace
+    lr_scheduler: Any
+    loss_is_scaled_for_ga = True  # by the terms of the whole step, so that accumulation never changes the gradient
 
-    def compute_loss(self, model: PreTrainedModel, inputs: Batch, *_: Any, **__: Any) -> Tensor:
-        total, terms = self.objective.loss(model, inputs)
-        loss: Tensor = total / max(terms, 1)
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: Batch, *_: Any, num_items_in_batch: int | None = None, **__: Any
+    ) -> Tensor:
+        loss: Tensor = self.objective.loss(model, inputs) / max(num_items_in_batch or 0, 1)
         self.looks.since_last.append(loss.detach())
         return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None and not self.pace.scheduled:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.pace.factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> None:
-        return None
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
+        return sum(self.objective.terms(batch) for batch in batch_samples)
 
     def _get_train_sampler(self, train_dataset: Sized | None = None) -> LengthGrouped:
         lengths = [self.objective.length(item) for item in self.train_dataset]
-        return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        a_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(lengths, a_step, self.args.seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.looks.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
-    """Looks at the validation loss, keeps the best weights in memory, and says when to slow down and stop."""
+    """Looks at the validation loss, keeps the best weights in memory, and says when to slow down, save and stop."""
 
     def __init__(
         self,
@@ -167,26 +214,35 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
         stage: str,
         progress: Callable[[str], None],
     ) -> None:
+        self.step = 0
         self.curve: list[dict[str, float]] = []
         self.since_last: list[Tensor] = []
         self.best, self.flat = math.inf, False
+        self.saving, self.identity = False, ""
         self._best_weights: dict[str, Tensor] = {}
         self._model, self._objective, self._validation = model, objective, validation
         self._config, self._pace, self._stage, self._progress = config, pace, stage, progress
         self._to_beat, self._without_improvement = math.inf, 0
+        self._start = self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this fit, before it broke off, too."""
+        return time.monotonic() - self._start
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step, pace = state.global_step, self._pace
-        if step % self._config.eval_every and step < pace.end:
+        self.step, pace = state.global_step, self._pace
+        if self.step % self._config.eval_every and self.step < pace.end:
             return
-        self._look(step)
+        self._look()
         if self._without_improvement >= self._config.patience:
             self.flat = True
-            if step < pace.tail_start:
-                pace.begin_tail(step)
-        if step == pace.tail_start:
+            pace.turn_flat(self.step)
+        if self.step == pace.tail_start:
             self.restore_best()
-        control.should_training_stop = step >= pace.end
+        control.should_training_stop = self.step >= pace.end
+        due = time.monotonic() - self._saved >= SAVE_AFTER_S or control.should_training_stop
+        control.should_save = control.should_save or (self.saving and due)
 
     def restore_best(self) -> None:
         """Gives the model the weights of the best look."""
@@ -194,18 +250,46 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
             for name, tensor in self._model.state_dict().items():
                 tensor.copy_(self._best_weights[name])
 
-    def _look(self, step: int) -> None:
-        train_loss = torch.stack(self.since_last).mean().item()
+    def save(self, checkpoint: Path) -> None:
+        """Adds to Trainer's own checkpoint what `take_up` goes on from."""
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "since_last": [loss.item() for loss in self.since_last],
+            "flat": self.flat,
+            "best": self.best,
+            "to_beat": self._to_beat,
+            "without_improvement": self._without_improvement,
+            "tail_start": self._pace.tail_start,
+            "end": self._pace.end,
+        }
+        complete_checkpoint(checkpoint, state, self._best_weights)
+        self._saved = time.monotonic()
+
+    def take_up(self, state: dict[str, Any], best_weights: dict[str, Tensor]) -> None:
+        """Goes on where `save` was called."""
+        self.step, self.curve, self.flat, self.best = (state[name] for name in ("step", "curve", "flat", "best"))
+        self.since_last = [torch.tensor(loss, device=self._model.device) for loss in state["since_last"]]
+        self._to_beat, self._without_improvement = state["to_beat"], state["without_improvement"]
+        self._pace.tail_start, self._pace.end = state["tail_start"], state["end"]
+        self._best_weights = best_weights
+        self._start -= state["seconds"]
+
+    def _look(self) -> None:
+        steps = self.step - (self.curve[-1]["step"] if self.curve else 0)
+        train_loss = torch.stack(self.since_last).sum().item() / steps
         self.since_last.clear()
         loss = mean_loss(self._model, self._objective, self._validation)
         self._model.train()
-        self._progress(f"{self._stage} step {step}/{self._pace.end} loss {train_loss:.3f} val {loss:.3f}")
+        self._progress(f"{self._stage} step {self.step}/{self._pace.end} loss {train_loss:.3f} val {loss:.3f}")
         if not (math.isfinite(loss) and math.isfinite(train_loss)):
             raise Diverged(
-                f"{self._stage}: loss {train_loss}, validation loss {loss} at step {step}; "
+                f"{self._stage}: loss {train_loss}, validation loss {loss} at step {self.step}; "
                 f"lower this fit's learning_rate (now {self._config.learning_rate})"
             )
-        self.curve.append({"step": step, "train_loss": train_loss, "val_loss": loss})
+        self.curve.append({"step": self.step, "train_loss": train_loss, "val_loss": loss})
         if loss < self.best:
             self.best = loss
             self._best_weights = {n: t.detach().to("cpu", copy=True) for n, t in self._model.state_dict().items()}
@@ -215,26 +299,7 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
             self._without_improvement += 1
 
 
-def _optimizer(model: PreTrainedModel, config: FitConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # norms and biases do not decay
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, fused=True)
-
-
-def _arguments(scratch: str, steps: int, config: FitConfig, seed: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=scratch,
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        max_grad_norm=MAX_GRAD_NORM,
-        seed=seed,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
+def _identity(config: FitConfig, seed: int, lengths: Sequence[int]) -> str:
+    """Of a fit: only one of the same items and settings may take up its checkpoints."""
+    told = json.dumps([config.model_dump(mode="json"), seed, list(lengths)])
+    return hashlib.sha256(told.encode()).hexdigest()

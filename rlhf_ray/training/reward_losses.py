@@ -56,11 +56,15 @@ class RankingLoss:
             rows += item.texts
         return {**self._collate(rows), "pairs": torch.tensor(pairs)}
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """Nats summed over the pairs, and how many these are."""
+    def terms(self, batch: Batch) -> int:
+        """Pairs."""
+        return len(batch["pairs"])
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Nats summed over the pairs."""
         scores = _scores(model, batch)
         better, worse = batch["pairs"].T
-        return pairwise_loss(scores[better], scores[worse]) * len(better), len(better)
+        return pairwise_loss(scores[better], scores[worse]) * len(better)
 
 
 class RatingLoss:
@@ -80,10 +84,13 @@ class RatingLoss:
             "targets": torch.tensor([item.target for item in items]),
         }
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """Squared errors summed over the answers, and how many these are."""
-        errors = _scores(model, batch) - batch["targets"]
-        return errors.square().sum(), len(errors)
+    def terms(self, batch: Batch) -> int:
+        """Answers."""
+        return len(batch["targets"])
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Squared errors summed over the answers."""
+        return (_scores(model, batch) - batch["targets"]).square().sum()
 
 
 def ranked(reward_model: RewardModel, items: Sequence[Comparison | Rated]) -> list[Ranked]:

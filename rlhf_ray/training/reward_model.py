@@ -40,8 +40,11 @@ def fit_reward_model(
     seed: int,
     progress: Say,
     stage: str = "reward_model",
+    fits: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a reward model on `train`, saves it into `folder` where one is given, and returns its metrics.
+
+    A broken-off fit goes on from its checkpoints in `fits`.
 
     `base`: the base policy's folder, whose body or size it takes. Comparisons are learned with the ranking loss,
     ratings with MSE. Accuracy and calibration are those of `held_out`, which nothing else looks at. The saved model's
@@ -51,7 +54,8 @@ def fit_reward_model(
     reward_model = new_reward_model(base, config.backbone, texts=_texts(train), seed=seed)
     learned = shuffled(train, seed=seed) if config.shuffle_labels else train
     inner, validation = _split(learned, seed=seed)
-    result = _fit(reward_model, inner, validation, config=config, seed=seed, stage=stage, progress=progress)
+    say: dict[str, Any] = {"seed": seed, "stage": stage, "progress": progress, "folder": fits and fits / stage}
+    result = _fit(reward_model, inner, validation, config=config, **say)
     standardised = standardise(reward_model, _some_exchanges(train, seed=seed), confirming=pairs_of(validation))
     metrics = {
         **measure(reward_model, pairs_of(held_out), logit_scale=standardised["logit_scale"]),
@@ -81,8 +85,8 @@ def cross_validate(
     for number, (train, held_out) in enumerate(splits, 1):
         reward_model = new_reward_model(base, config.backbone, texts=_texts(train), seed=seed)
         learned = shuffled(train, seed=seed) if config.shuffle_labels else train
-        stage = f"fold {number}/{folds}"
-        _fit(reward_model, *_split(learned, seed=seed), config=config, seed=seed, stage=stage, progress=progress)
+        say: dict[str, Any] = {"seed": seed, "stage": f"fold {number}/{folds}", "progress": progress}
+        _fit(reward_model, *_split(learned, seed=seed), config=config, **say)
         pairs = pairs_of(held_out)
         margins += margins_of(reward_model, pairs)
         judged += pairs
@@ -196,16 +200,8 @@ def _split(items: Items, *, seed: int) -> tuple[Items, Items]:
 
 
 def _fit(
-    reward_model: RewardModel,
-    train: Items,
-    validation: Items,
-    *,
-    config: RewardModelConfig,
-    seed: int,
-    stage: str,
-    progress: Say,
+    reward_model: RewardModel, train: Items, validation: Items, *, config: RewardModelConfig, **say: Any
 ) -> FitResult:
-    say: dict[str, Any] = {"seed": seed, "stage": stage, "progress": progress}
     if config.feedback == "ratings":
         inner, outer = marked(reward_model, train, like=train), marked(reward_model, validation, like=train)
         return fit(reward_model.model, RatingLoss(reward_model), inner, validation=outer, config=config.fit, **say)

@@ -19,7 +19,14 @@ from rlhf_ray.training.reward_model import cross_validate, fit_reward_model, mea
 
 
 def make_reward_model(
-    config: Config, base: Path, folder: Path, *, store: str, snapshot: str, half: int | None = None
+    config: Config,
+    base: Path,
+    folder: Path,
+    *,
+    store: str,
+    snapshot: str,
+    half: int | None = None,
+    fits: Path | None = None,
 ) -> dict[str, Any]:
     """Trains on a snapshot of the store, saves into `folder`, and returns `reward_model.json`'s content.
 
@@ -42,7 +49,15 @@ def make_reward_model(
     with tempfile.TemporaryDirectory() as scratch:
         trained = Path(scratch) / "reward_model"
         on_choices = fit_reward_model(
-            base, train, held_out=held_out, config=wanted, folder=trained, seed=config.seed, progress=print
+            base,
+            train,
+            held_out=held_out,
+            config=wanted,
+            folder=trained,
+            seed=config.seed,
+            progress=print,
+            stage="judge" if half == 1 else "reward_model",
+            fits=fits,
         )
         measured = on_choices
         true_order = truly_ordered(held_out, make_recipe(config))

@@ -32,6 +32,7 @@ class RunFolder:
         self.best_policy = path / "best_policy"
         self.policy = path / "policy"
         self.checkpoints = path / "checkpoints"
+        self.fits = path / "fits"
         self.feedback_db = path / "feedback.db"
         self._lock: TextIO | None = None
 
@@ -100,11 +101,12 @@ def existing_run(path: Path) -> tuple[RunFolder, Config]:
 
 def _refuse_changes(old: Config, new: Config, path: Path) -> None:
     trees = [yaml.safe_load(dump_config(config)) for config in (old, new)]
+    keys = list(known_keys(Config))
     changed = [
         key
-        for key in known_keys()
+        for key in keys
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
-        and not any(isinstance(_get(tree, key), dict) for tree in trees)
+        and not any(other.startswith(f"{key}.") for other in keys)
         and _get(trees[0], key) != _get(trees[1], key)
     ]
     if changed:

@@ -1,6 +1,7 @@
 """Fits of a language model: self-supervised on all tokens of a text, supervised on the tokens of a response."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,14 +41,17 @@ class NextToken:
         learned = inside & (places >= torch.tensor([prompt for _, prompt in items])[:, None])
         return {"input_ids": ids, "attention_mask": inside.long(), "labels": ids.masked_fill(~learned, IGNORED)}
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """Nats summed over the learned tokens, and how many these are."""
+    def terms(self, batch: Batch) -> int:
+        """Tokens that are learned."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Nats summed over the learned tokens."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         labels = batch["labels"][:, 1:].flatten()  # (B * (T - 1))
-        total = functional.cross_entropy(
+        return functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="sum"
         )
-        return total, int((labels != IGNORED).sum())
 
 
 def fit_language_model(
@@ -60,6 +64,7 @@ def fit_language_model(
     seed: int,
     stage: str,
     progress: Callable[[str], None],
+    folder: Path | None = None,
 ) -> FitResult:
     """Trains the model in place on (token ids, prompt length) until its validation loss is flat.
 
@@ -74,4 +79,5 @@ def fit_language_model(
         seed=seed,
         stage=stage,
         progress=progress,
+        folder=folder,
     )

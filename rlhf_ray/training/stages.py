@@ -34,6 +34,7 @@ from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward_stage import make_cross_validation, make_reward_model
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
+from rlhf_ray.training.trainer import drop_checkpoints
 from rlhf_ray.training.verdict import closing_lines
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
@@ -120,11 +121,13 @@ class Run:
                 make_base_policy,
                 self.config,
                 self.folder.base_policy,
+                fits=self.folder.fits,
                 doing="training the base policy",
                 deadline_s=self.config.resources.fit_deadline_s,
                 on_line=self.say,
             )
             self.folder.write_json("base.json", record)
+            self._drop_fits("pretrain", "sft")
 
     def reward_model(self) -> None:
         """Collects feedback and trains the reward model from a frozen snapshot of it."""
@@ -159,9 +162,10 @@ class Run:
             part = self.folder.path / f".{folder.name}.part"
             shutil.rmtree(part, ignore_errors=True)
             doing = f"training the {folder.name.replace('_', ' ')}"
-            record = self._fit_on_feedback(make_reward_model, part, doing=doing, half=half)
+            record = self._fit_on_feedback(make_reward_model, part, doing=doing, half=half, fits=self.folder.fits)
             self.folder.write_json(record_name, record)
             part.rename(folder)  # last, for its presence says that the stage is done
+            self._drop_fits(folder.name)
         return record
 
     def improve(self) -> None:
@@ -185,9 +189,11 @@ class Run:
         with self._timed(self.config.method):
             part = self.folder.path / ".direct_policy.part"
             shutil.rmtree(part, ignore_errors=True)
-            record = self._fit_on_feedback(make_direct_policy, part, doing=f"{self.config.method} from the feedback")
+            doing = f"{self.config.method} from the feedback"
+            record = self._fit_on_feedback(make_direct_policy, part, doing=doing, fits=self.folder.fits)
             self.folder.write_json("direct.json", record)
             part.rename(self.folder.direct_policy)  # last, for its presence says that the stage is done
+            self._drop_fits(self.config.method)
 
     @property
     def _how(self) -> str:
@@ -237,6 +243,11 @@ class Run:
             on_line=self.say,
         )
         return record
+
+    def _drop_fits(self, *stages: str) -> None:
+        """Their results are whole: nobody goes back to the checkpoints of the fits."""
+        for stage in stages:
+            drop_checkpoints(self.folder.fits / stage)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

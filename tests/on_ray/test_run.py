@@ -37,27 +37,39 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run killed after its first checkpoint and finished by the same command: its folder, the second's log."""
+    """A run killed within its base policy and after PPO's first checkpoint, and finished by the same command: its
+    folder, and the logs of all but the first.
+    """
     folder = tmp_path_factory.mktemp("run")
     run = folder / "runs" / "small"
-    with (folder / "first.log").open("w") as log:
-        first = subprocess.Popen(command(folder), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list(run.glob("checkpoints/step_????????")):
-        assert first.poll() is None, (folder / "first.log").read_text()
-        assert time.monotonic() < deadline, (folder / "first.log").read_text()
-        time.sleep(0.1)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait(timeout=60)
+    kill_once_there(folder, run, "fits/pretrain/checkpoint-*/fit.json")
+    again = kill_once_there(folder, run, "checkpoints/step_????????")
     done = subprocess.run(command(folder), capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    return run, done.stdout
+    return run, again + done.stdout
+
+
+def kill_once_there(folder: Path, run: Path, pattern: str) -> str:
+    """Runs the command and kills it as soon as its run folder holds such a file; what it printed."""
+    log = folder / "killed.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command(folder), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(run.glob(pattern)):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    return log.read_text()
 
 
 def test_a_killed_run_resumes_by_the_same_command_and_says_where(killed_and_resumed: tuple[Path, str]) -> None:
     run, log = killed_and_resumed
+    assert "pretrain goes on from its checkpoint at step" in log
     assert "resuming run small at step" in log
-    assert "== base policy" not in log
+    assert log.count("== base policy") == 1  # when it went on with that; PPO's resume did not need it again
+    assert not list(run.glob("fits/*"))
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 9))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling, Scored
@@ -84,3 +85,8 @@ def make_prompts(n: int) -> list[Prompt]:
 
 def stale(rollout: Rollout, by: int) -> Rollout:
     return replace(rollout, weights_step=rollout.weights_step - by)
+
+
+def loss_and_terms(objective: Any, model: Any, batch: Any) -> tuple[Any, int]:
+    """What an objective sums over a batch, and over how many terms."""
+    return objective.loss(model, batch), objective.terms(batch)

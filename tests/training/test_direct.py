@@ -14,6 +14,7 @@ from rlhf_ray.models.policy import encode_exchange, load_policy, load_tokenizer
 from rlhf_ray.training.direct import ChoiceLoss, Ratios, VerdictLoss, choices, make_direct_policy, verdicts
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
+from tests.training.fakes import loss_and_terms
 
 GOOD, BAD = "we send a new one today", "sorry"
 FAST = [
@@ -85,11 +86,11 @@ def test_before_anything_is_learnt_the_losses_are_those_of_indifference(base: Pa
     for squared, wanted in ((False, math.log(2)), (True, 1.0)):  # 1 / (2 beta) squared, at beta 0.5
         objective = ChoiceLoss(ratios, config("dpo").direct, squared=squared)
         batch = objective.collate(choices([ranking(1, GOOD, BAD), ranking(2, BAD, GOOD)], tokenizer, config("dpo")))
-        total, count = objective.loss(policy, batch)
+        total, count = loss_and_terms(objective, policy, batch)
         assert (total.item() / count, count) == (pytest.approx(wanted, abs=1e-4), 2)
     kto = VerdictLoss(ratios, config("kto", "direct.weight_bad=2").direct)
     batch = kto.collate(verdicts([rating(1, GOOD, 5), rating(2, BAD, 1)], tokenizer, config("kto")))
-    total, count = kto.loss(policy, batch)
+    total, count = loss_and_terms(kto, policy, batch)
     assert (total.item(), count) == (pytest.approx(0.5 + 2 * 0.5, abs=1e-4), 2)
 
 

@@ -1,14 +1,18 @@
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from rlhf_ray.config import FitConfig
-from rlhf_ray.errors import DataError, Diverged
+from rlhf_ray.errors import ConfigError, DataError, Diverged
+from rlhf_ray.training import fit as fitting
 from rlhf_ray.training.fit import fit, mean_loss
+from rlhf_ray.training.trainer import drop_checkpoints
 
 
 class Line(nn.Module):
@@ -30,6 +34,9 @@ class Line(nn.Module):
 class Config:
     use_cache = True
 
+    def to_json_string(self) -> str:
+        return "{}"
+
 
 class SquaredError:
     """Items are (x, y)."""
@@ -41,8 +48,11 @@ class SquaredError:
         x, y = zip(*items, strict=True)
         return {"x": torch.tensor(x), "y": torch.tensor(y)}
 
-    def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        return (model(batch["x"]) - batch["y"]).square().sum(), len(batch["y"])
+    def terms(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["y"])
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return (model(batch["x"]) - batch["y"]).square().sum()
 
 
 def make_fit(**overrides: Any) -> FitConfig:
@@ -55,7 +65,14 @@ def slope(k: float, n: int = 20) -> list[tuple[float, float]]:
 
 
 def run(
-    model: nn.Module, *, train: Any = None, validation: Any = None, lines: list[str] | None = None, **config: Any
+    model: nn.Module,
+    *,
+    train: Any = None,
+    validation: Any = None,
+    lines: list[str] | None = None,
+    say: Any = None,
+    folder: Path | None = None,
+    **config: Any,
 ) -> Any:
     return fit(
         model,
@@ -65,7 +82,8 @@ def run(
         config=make_fit(**config),
         seed=0,
         stage="sft",
-        progress=[].append if lines is None else lines.append,
+        progress=say or ([].append if lines is None else lines.append),
+        folder=folder,
     )
 
 
@@ -132,3 +150,132 @@ def test_a_loss_that_is_not_finite_stops_the_fit_with_the_way_out() -> None:
 def test_a_fit_without_data_is_an_error(empty: str) -> None:
     with pytest.raises(DataError, match="it needs both"):
         run(Line(), **{empty: []})
+
+
+class Crash(Exception):
+    """Stands in for a process that was killed."""
+
+
+def crash_at(step: int) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if f"step {step}/" in line:
+            raise Crash
+
+    return say
+
+
+NOISY: dict[str, Any] = {
+    "train": [(x / 22, 2 * x / 22 + (-1) ** x * 0.3) for x in range(1, 23)],  # 22 items: the last batch is a small one
+    "max_epochs": 7,
+    "min_improvement": 0.0,
+    "learning_rate": 0.03,
+}
+
+
+@pytest.mark.parametrize("at", [10, 35])
+def test_a_fit_that_broke_off_goes_on_to_the_same_weights(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = Line()
+    wanted = run(unbroken, **NOISY)
+    monkeypatch.setattr(fitting, "SAVE_AFTER_S", 0.0)
+    with pytest.raises(Crash):
+        run(Line(), **NOISY, folder=tmp_path, say=crash_at(at))
+    lines: list[str] = []
+    model = Line()
+    result = run(model, **NOISY, folder=tmp_path, lines=lines)
+    assert lines[0] == f"sft goes on from its checkpoint at step {at - 5}"
+    assert result.curve == wanted.curve
+    assert (result.steps, result.flat) == (wanted.steps, wanted.flat)
+    assert torch.equal(model.weight, unbroken.weight)
+
+
+def test_checkpoints_between_looks_lose_nothing_either(tmp_path: Path) -> None:
+    wanted = run(Line(), **NOISY)
+    each = {**NOISY, "trainer": {"save_steps": 4}}
+    with pytest.raises(Crash):
+        run(Line(), **each, folder=tmp_path, say=crash_at(15))
+    lines: list[str] = []
+    assert run(Line(), **each, folder=tmp_path, lines=lines).curve == wanted.curve
+    assert lines[0] == "sft goes on from its checkpoint at step 12"
+
+
+def test_a_checkpoint_that_a_crash_cut_short_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "SAVE_AFTER_S", 0.0)
+    with pytest.raises(Crash):
+        run(Line(), **NOISY, folder=tmp_path, say=crash_at(20))
+    (tmp_path / "checkpoint-15" / "fit.json").unlink()
+    lines: list[str] = []
+    assert run(Line(), **NOISY, folder=tmp_path, lines=lines).curve == run(Line(), **NOISY).curve
+    assert lines[0].endswith("at step 10")
+
+
+def test_a_fit_of_other_items_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "SAVE_AFTER_S", 0.0)
+    with pytest.raises(Crash):
+        run(Line(), **NOISY, folder=tmp_path, say=crash_at(20))
+    lines: list[str] = []
+    run(Line(), **{**NOISY, "train": NOISY["train"][:-1]}, folder=tmp_path, lines=lines)
+    assert lines[0].startswith("sft step 5/")
+
+
+def test_a_fit_that_was_done_is_taken_as_it_is(tmp_path: Path) -> None:
+    first, again = Line(), Line()
+    wanted = run(first, **NOISY, folder=tmp_path)
+    lines: list[str] = []
+    assert run(again, **NOISY, folder=tmp_path, lines=lines).curve == wanted.curve
+    assert len(lines) == 1
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    whole, parts = Line(), Line()
+    wanted = run(whole, **NOISY)
+    result = run(parts, **NOISY, trainer={"gradient_accumulation_steps": 2})
+    assert [look["val_loss"] for look in result.curve] == pytest.approx([look["val_loss"] for look in wanted.curve])
+    assert parts.weight.item() == pytest.approx(whole.weight.item())
+
+
+def test_accumulation_must_divide_the_batch() -> None:
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps=3 does not divide the 4 items"):
+        run(Line(), trainer={"gradient_accumulation_steps": 3})
+
+
+class Rates(TrainerCallback):  # type: ignore[misc]
+    seen: ClassVar[list[float]] = []
+
+    def on_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_schedule_of_trainers_own_sets_the_rate_and_callbacks_are_told() -> None:
+    Rates.seen.clear()
+    run(
+        Line(),
+        **{**NOISY, "max_epochs": 2, "learning_rate": 0.4},
+        trainer={"lr_scheduler_type": "linear"},
+        callbacks=("tests.training.test_fit:Rates",),
+    )
+    assert Rates.seen == pytest.approx([0.4 * (1 - step / 12) for step in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("nowhere.at:All", "cannot import nowhere.at:All"), ("math:sqrt", "no class of transformers.TrainerCallback")],
+)
+def test_a_callback_that_is_none_is_refused(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        run(Line(), callbacks=(name,))
+
+
+def test_what_transformers_refuses_is_the_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="transformers refuses trainer="):
+        run(Line(), trainer={"optim": "gradient_ascent"})
+
+
+def test_what_is_logged_for_tensorboard_outlasts_the_checkpoints(tmp_path: Path) -> None:
+    run(Line(), **NOISY, folder=tmp_path, trainer={"report_to": "tensorboard", "logging_steps": 5})
+    assert list(tmp_path.glob("checkpoint-*"))
+    drop_checkpoints(tmp_path)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert list(tmp_path.rglob("events.out.tfevents.*"))

@@ -24,6 +24,7 @@ from rlhf_ray.training.reward_model import (
 )
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
+from tests.training.fakes import loss_and_terms
 
 FIT = {"learning_rate": 5e-3, "batch_size": 16, "max_epochs": 6, "eval_every": 10}
 GOOD, BAD = "sorry, we pay you back", "we send a new one today"
@@ -213,7 +214,7 @@ def test_the_ranking_loss_is_that_of_each_pair_by_itself(tmp_path: Path) -> None
     pairs = [Comparison(make_prompt("one"), "a", "b"), Comparison(make_prompt("two"), GOOD, BAD)]
     pairs += [Comparison(make_prompt("one"), "lamp", "b")]
     loss = RankingLoss(reward_model)
-    total, terms = loss.loss(reward_model.model, loss.collate(ranked(reward_model, pairs)))
+    total, terms = loss_and_terms(loss, reward_model.model, loss.collate(ranked(reward_model, pairs)))
     better = torch.tensor(reward_model.score([Exchange(pair.prompt, pair.better) for pair in pairs]))
     worse = torch.tensor(reward_model.score([Exchange(pair.prompt, pair.worse) for pair in pairs]))
     assert terms == 3
@@ -226,6 +227,6 @@ def test_the_rating_loss_is_the_squared_distance_to_standardised_ratings(tmp_pat
     rows = marked(reward_model, items, like=items)
     assert [row.target for row in rows] == [1.0, -1.0]
     loss = RatingLoss(reward_model)
-    total, terms = loss.loss(reward_model.model, loss.collate(rows))
+    total, terms = loss_and_terms(loss, reward_model.model, loss.collate(rows))
     good, bad = reward_model.score([Exchange(item.prompt, item.response) for item in items])
     assert (terms, total.item()) == (2, pytest.approx((good - 1) ** 2 + (bad + 1) ** 2, rel=1e-4))

@@ -21,15 +21,24 @@ def test_a_fit_too_short_for_a_second_look_decays_too() -> None:
 
 def test_a_decay_that_begins_early_ends_early() -> None:
     pace = Pace(120, eval_every=50, tail=0.2)
-    pace.begin_tail(50)
+    pace.turn_flat(50)
     assert pace.end == 60
     assert [pace.factor(step) for step in (50, 55, 60)] == [1.0, 0.5, 0.0]
+
+
+def test_with_a_schedule_of_trainers_there_is_no_decay_and_a_flat_loss_ends_the_fit() -> None:
+    pace = Pace(120, eval_every=50, tail=0.2, scheduled=True)
+    assert (pace.tail_start, pace.end) == (120, 120)
+    pace.turn_flat(50)
+    assert pace.end == 50
 
 
 def test_an_epoch_visits_every_item_once_and_the_next_in_another_order() -> None:
     rng = random.Random(0)
     sampler = LengthGrouped([rng.randrange(5, 60) for _ in range(333)], 8, seed=0)
-    first, second = list(sampler), list(sampler)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
     assert sorted(first) == sorted(second) == list(range(333)) != first
     assert first != second
 

@@ -8,6 +8,7 @@ from rlhf_ray.config import FitConfig
 from rlhf_ray.training.fit import FitResult, mean_loss
 from rlhf_ray.training.sft import IGNORED, NextToken, fit_language_model
 from tests.models.tiny import make_policy, make_tokenizer
+from tests.training.fakes import loss_and_terms
 
 
 def copies(n: int, *, seed: int) -> list[tuple[list[int], int]]:
@@ -26,7 +27,7 @@ def test_only_tokens_after_the_prompt_are_learned() -> None:
 
 def test_the_loss_is_the_nats_of_each_response_token_given_those_before_it() -> None:
     model, objective = make_policy(make_tokenizer()), NextToken(pad_id=0)
-    total, terms = objective.loss(model, objective.collate([([7, 8, 9, 2], 2)]))
+    total, terms = loss_and_terms(objective, model, objective.collate([([7, 8, 9, 2], 2)]))
     logprobs = model(torch.tensor([[7, 8, 9, 2]])).logits.log_softmax(-1)
     assert terms == 2
     assert total.item() == pytest.approx(-(logprobs[0, 1, 9] + logprobs[0, 2, 2]).item(), rel=1e-5)
@@ -35,21 +36,21 @@ def test_the_loss_is_the_nats_of_each_response_token_given_those_before_it() -> 
 def test_the_loss_does_not_depend_on_padding() -> None:
     model, objective = make_policy(make_tokenizer()), NextToken(pad_id=0)
     items = [([7, 8, 9, 2], 2), ([7, 9], 0), ([7] * 20, 3)]
-    total, terms = objective.loss(model, objective.collate(items))
-    alone = [objective.loss(model, objective.collate([item])) for item in items]
+    total, terms = loss_and_terms(objective, model, objective.collate(items))
+    alone = [loss_and_terms(objective, model, objective.collate([item])) for item in items]
     assert terms == sum(count for _, count in alone)
     assert total.item() == pytest.approx(sum(loss.item() for loss, _ in alone), rel=1e-5)
 
 
 def test_a_first_token_is_never_learned_for_nothing_precedes_it() -> None:
     model, objective = make_policy(make_tokenizer()), NextToken(pad_id=0)
-    assert objective.loss(model, objective.collate([([7, 9], 0)]))[1] == 1
+    assert loss_and_terms(objective, model, objective.collate([([7, 9], 0)]))[1] == 1
 
 
 def test_validation_weighs_tokens_and_not_batches() -> None:
     model, objective = make_policy(make_tokenizer()), NextToken(pad_id=0)
     items = [([7, 8], 0), ([9] * 40, 0)]
-    total, terms = objective.loss(model, objective.collate(items))
+    total, terms = loss_and_terms(objective, model, objective.collate(items))
     assert mean_loss(model, objective, items) == pytest.approx(total.item() / terms, rel=1e-5)
 
 

@@ -50,7 +50,8 @@ def _description(section: type[BaseModel], name: str) -> str:
 def _row(key: str, field: FieldInfo, description: str) -> str:
     bounds = [bound for bound in map(_bound, field.metadata) if bound]
     takes = " ".join([_takes(field.annotation), *bounds])
-    default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("...\n").strip()
+    value = _plain(field.get_default(call_default_factory=True))
+    default = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
     cells = (f"`{key}`", takes, f"`{default}`", description)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -65,7 +66,7 @@ def _takes(annotation: Any) -> str:
         return " or ".join(_takes(one) for one in inner)
     if origin in (tuple, frozenset, list):
         return f"list of {_takes(inner[0])}"
-    return WORDS[annotation]
+    return "mapping" if origin is dict else WORDS[annotation]
 
 
 def _flat(metadata: tuple[Any, ...]) -> Iterator[Any]:

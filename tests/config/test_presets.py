@@ -6,8 +6,8 @@ from typing import Any, get_args
 import pytest
 
 from rlhf_ray.config import Advantage, Config, PolicyLoss, dump_config, known_keys, load_config
+from rlhf_ray.config.presets import BY_ADVANTAGE, BY_LOSS, BY_METHOD, GROUPED, with_presets
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.presets import BY_ADVANTAGE, BY_LOSS, BY_METHOD, GROUPED, with_presets
 
 
 def value(config: Config, path: str) -> Any:
@@ -22,7 +22,7 @@ def test_every_algorithm_has_its_presets_and_they_name_known_keys() -> None:
     assert list(BY_LOSS) == list(get_args(PolicyLoss))
     assert list(BY_METHOD) == list(get_args(Config.model_fields["method"].annotation))
     named = {path for presets in (*BY_ADVANTAGE.values(), *BY_LOSS.values(), *BY_METHOD.values()) for path in presets}
-    assert named <= set(known_keys())
+    assert named <= set(known_keys(Config))
 
 
 @pytest.mark.parametrize("name", get_args(Advantage))

@@ -1,10 +1,13 @@
 """The config tree: what it accepts, and how it says no."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from rlhf_ray.config import Config, dump_config, load_config
+from rlhf_ray.config.fits import SAID_BY, TRAINER_ARGUMENTS
 from rlhf_ray.errors import ConfigError
 
 
@@ -53,6 +56,9 @@ def test_an_unknown_key_names_the_nearest_known_one(wrong: str, near: str) -> No
         ("data.prompts=100", "data.held_out"),
         ("ppo.advantage=magic", "ppo.advantage"),
         ("seed={", "not YAML"),
+        ("sft.trainer.max_steps=9", "max_steps is said by max_epochs here"),
+        ("sft.trainer.optimizer=lion", "the nearest is optim"),
+        ("direct.trainer.warmup_steps=9", "warmup_steps needs lr_scheduler_type beside it"),
         ("rollout.min_generators=2", "rollout.min_generators=2 are more than rollout.generators=1"),
     ],
 )
@@ -95,7 +101,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
-JOBS = Path(__file__).parent.parent / "deployments" / "jobs"
+JOBS = Path(__file__).parents[2] / "deployments" / "jobs"
 NEEDS = {"hh": ["data.path=/d"], "gpu": ["data.path=/d", "model.path=/m"]}
 
 
@@ -111,3 +117,11 @@ def test_there_is_a_run_config_for_each_size_of_machine() -> None:
 def test_on_the_gpu_box_the_roles_share_the_one_gpu() -> None:
     resources = load_config(JOBS / "gpu.yaml", NEEDS["gpu"]).resources
     assert 0 < resources.generator_gpus + resources.learner_gpus + resources.scorer_gpus <= 1
+
+
+def test_trainer_arguments_are_transformers_own() -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(TRAINER_ARGUMENTS) <= names
+    assert not set(TRAINER_ARGUMENTS) & set(SAID_BY)
+    fit = load_config(None, ["sft.trainer.bf16=true", "sft.trainer.adam_beta2=0.99"]).sft
+    assert fit.trainer == {"bf16": True, "adam_beta2": 0.99}

@@ -1,35 +1,17 @@
-"""One typed tree for everything a run can be told; the defaults are the laptop demo.
+"""The tree itself, and how it is read and written."""
 
-`load_config` reads YAML, applies dotted overrides and refuses unknown keys by naming the nearest known one.
-Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
-"""
-
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rlhf_ray.config.fits import DirectConfig, PretrainConfig, RewardFitConfig, SFTConfig
+from rlhf_ray.config.ppo import EvaluateConfig, PPOConfig, RolloutConfig
+from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
+from rlhf_ray.config.section import Count, Name, Positive, Probability, Section, apply_overrides, parse_section
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Advantage = Literal["gae", "reinforce", "reinforce_pp", "reinforce_pp_baseline", "rloo", "grpo", "dr_grpo", "remax"]
-PolicyLoss = Literal["clip", "dual_clip", "gspo", "cispo", "reinforce"]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the tree: closed, frozen, documented by the strings under its fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
-
-
-AnySection = TypeVar("AnySection", bound=Section)
 
 
 class RunConfig(Section):
@@ -90,55 +72,6 @@ class LoRAConfig(Section):
     """Ends of the names of the layers that get them, such as `q_proj`; by default every linear layer."""
 
 
-class FitConfig(Section):
-    """A supervised fit that ends when its validation loss is flat."""
-
-    learning_rate: Positive = 3e-3
-    """Of AdamW, after a short warm-up."""
-    batch_size: Count = 32
-    """Sequences an optimizer step."""
-    max_epochs: Annotated[float, Field(ge=0)] = 10
-    """Upper bound; the fit usually ends sooner. 0 leaves the fit out."""
-    eval_every: Count = 50
-    """Optimizer steps between two looks at the validation loss."""
-    patience: Count = 3
-    """Looks without improvement before the loss counts as flat."""
-    min_improvement: Annotated[float, Field(ge=0)] = 0.003
-    """Nats; a smaller gain is no improvement."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of AdamW."""
-    tail: Positive = 0.2
-    """Steps over which the learning rate falls to zero, as a share of those before; noisy labels want many."""
-
-
-class PretrainConfig(FitConfig):
-    """Self-supervised, on the recipe's texts."""
-
-    batch_size: Count = 16
-    eval_every: Count = 100
-    min_improvement: Annotated[float, Field(ge=0)] = 0.015
-
-
-class SFTConfig(FitConfig):
-    """Supervised, on the demonstrations."""
-
-    learning_rate: Positive = 2e-3
-    batch_size: Count = 16
-    eval_every: Count = 100
-    min_improvement: Annotated[float, Field(ge=0)] = 0.015
-
-
-class RewardFitConfig(FitConfig):
-    """Of the reward model, on what people said."""
-
-    learning_rate: Positive = 7e-4
-    batch_size: Count = 12
-    """Answers an optimizer step; all answers to one prompt stay together."""
-    max_epochs: Annotated[float, Field(ge=0)] = 2
-    eval_every: Count = 400
-    tail: Positive = 2.0
-
-
 class AnnotatorConfig(Section):
     """The simulated people of a generated recipe."""
 
@@ -185,162 +118,6 @@ class RewardModelConfig(Section):
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
     fit: RewardFitConfig = RewardFitConfig()
-
-
-class DirectConfig(FitConfig):
-    """Learning from the judgements themselves (`method: dpo`, `ipo`, `kto`)."""
-
-    learning_rate: Positive = 3e-4
-    batch_size: Count = 16
-    """Choices, or judged answers, an optimizer step."""
-    max_epochs: Annotated[float, Field(ge=0)] = 1
-    eval_every: Count = 50
-    min_improvement: Annotated[float, Field(ge=0)] = 0.001
-    beta: Positive = 0.5
-    """How dear it is to leave the reference, a nat."""
-    pairs: Count = 4
-    """Choices of one prompt that are learnt from, at most."""
-    good_from: Annotated[float, Field(gt=1, le=5)] = 4
-    """`kto`: so many stars make an answer a good one."""
-    weight_good: Positive = 1.0
-    """`kto`: of good answers."""
-    weight_bad: Positive = 1.0
-    """`kto`: of bad ones; where one kind is rarer, let its weight make up for it."""
-
-
-class RolloutConfig(Section):
-    """How a step samples."""
-
-    prompts: Count = 128
-    """Prompts a step."""
-    samples: Count = 1
-    """Responses a prompt."""
-    dynamic_sampling: Annotated[int, Field(ge=0)] = 0
-    """How often prompts whose responses all earn the same are replaced by others within a step; 0: they stay."""
-    temperature: Positive = 1.0
-    """Log-probs are those of the tempered distribution."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of probability that is sampled from; log-probs are those of this nucleus."""
-    max_tokens: Count = 64
-    """Longest response."""
-    generators: Count = 1
-    """vLLM engines, each an actor of its own: so many are wanted, and asked for at once."""
-    min_generators: Count | None = None
-    """Engines that the run starts with and does not go on without; the others join when their nodes come. By default
-    all of them, and then each rollout has its fixed engine."""
-    tolerance: Positive = 1e-4
-    """Nats by which an engine's log-prob may differ from the learner's for the same weights; float32 holds 1e-4."""
-    max_staleness: Literal[0] = 0
-    """Weights steps that a rollout may lag behind the learner."""
-
-
-class KLConfig(Section):
-    """How the policy is held near the reference."""
-
-    coef: Annotated[float, Field(ge=0)] = 0.15
-    """Weight of the per-token KL penalty in the reward; where an adaptive controller starts."""
-    target: Positive | None = None
-    """Nats a response that an adaptive controller steers to; without it the coefficient is fixed."""
-    horizon: Count = 2000
-    """Rollouts over which the adaptive controller acts."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How a token's KL is estimated from two log-probs: `algo/kl.py` has the formulas."""
-    where: Literal["reward", "loss"] = "reward"
-    """Subtracted from the reward, token by token, or added to the loss (where `k1` has no gradient)."""
-    refresh_every: Annotated[int, Field(ge=0)] = 0
-    """Steps after which the reference becomes the policy as it is; 0: it stays the base policy."""
-    update_limit: Positive | None = None
-    """Nats a token (`policy/approxkl_avg`) by which one update may move the policy; the rest of it is left out."""
-    limit: Positive = 25.0
-    """Nats a response, mean over a step; above it the run stops as diverged."""
-
-
-class PPOConfig(Section):
-    """The loop and its arithmetic."""
-
-    steps: Count = 30
-    """How often the loop goes round. A finished run goes on where it is raised."""
-    advantage: Advantage = "gae"
-    """How a token's part in the reward is found; docs/algorithms.md has what else comes with each."""
-    loss: PolicyLoss = "clip"
-    """What is minimised of the policy."""
-    average: Literal["token", "sequence", "constant"] = "token"
-    """A batch's loss is the mean over its tokens, over its responses' means, or its sum over a constant length."""
-    credit: Literal["trajectory", "to_go"] = "trajectory"
-    """`reinforce`: every token is credited with the whole return, or with what came after it."""
-    epochs: Count = 2
-    """Passes over a step's rollouts."""
-    minibatch: Count = 32
-    """Rollouts an optimizer step."""
-    learning_rate: Positive = 3e-4
-    """Of the policy's AdamW."""
-    critic_learning_rate: Positive = 1e-3
-    """Of the critic's AdamW."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount a token."""
-    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Of GAE: 1 trusts returns alone, 0 the critic alone."""
-    clip: Positive = 0.2
-    """How far a probability ratio may fall below 1 before it earns nothing more."""
-    clip_high: Positive | None = None
-    """How far it may rise above 1; by default as far as it may fall."""
-    dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    """`dual_clip`: most that a token of negative advantage may cost, in advantages."""
-    value_clip: Positive = 0.2
-    """How far a value may move from the one at sampling before it earns nothing more."""
-    value_coef: Positive = 0.5
-    """Weight of the value loss."""
-    value_norm: bool = False
-    """The critic learns returns brought to mean 0 and standard deviation 1 by all that were seen."""
-    critic_from: Literal["policy", "reward_model"] = "policy"
-    """Whose body the critic starts with; a reward model's needs the policy's tokenizer."""
-    critic_warmup: Annotated[int, Field(ge=0)] = 0
-    """First steps, in which the critic alone learns."""
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of an entropy bonus."""
-    ptx_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the loss on demonstrations that is mixed in (PPO-ptx)."""
-    max_grad_norm: Positive = 1.0
-    """Longer gradients are scaled down to it, policy and critic apart."""
-    whiten: Literal["batch", "group", "none"] = "batch"
-    """Advantages with mean 0 and standard deviation 1 over a step's response tokens, or over each prompt's."""
-    reward_norm: Literal["running", "batch", "group", "none"] = "running"
-    """Rewards less a mean and over a standard deviation: of all so far, of the step, or of each prompt's. The standard
-    deviation counts as 0.5 at least where the reward model was learnt here, for what its scores are worth is in their
-    size already."""
-    reward_clip: Positive | None = 5.0
-    """After normalising."""
-    missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted where a response was cut at `rollout.max_tokens`."""
-    overlong_buffer: Annotated[int, Field(ge=0)] = 0
-    """Last tokens before `rollout.max_tokens` over which a penalty grows to `overlong_penalty`; 0: none."""
-    overlong_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted from the longest response's reward."""
-    length_penalty: float = 0.0
-    """Subtracted a response token; below 0 it is a bonus."""
-    correction: Literal["none", "token", "sequence", "band", "sequence_mask"] = "none"
-    """Weights for rollouts whose behaviour log-probs differ from the learner's; `algo/correction.py` has formulas."""
-    correction_low: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """`band`, `sequence_mask`: smaller ratios weigh nothing."""
-    correction_high: Annotated[float, Field(gt=1)] = 2.0
-    """Larger ratios are cut to it, or weigh nothing."""
-    permute_rewards: bool = False
-    """A control: rewards permuted within each batch. What PPO then gains is luck."""
-    kl: KLConfig = KLConfig()
-
-
-class EvaluateConfig(Section):
-    """How the policy is measured on held-out prompts."""
-
-    samples: Count = 4
-    """Responses a held-out prompt, after training."""
-    best_of: Count = 16
-    """Responses a held-out prompt, before training; the best by gold shows what was within reach."""
-    every: Annotated[int, Field(ge=0)] = 0
-    """PPO steps between two looks at held-out prompts while it goes on; the best look's policy is the run's. 0: no
-    looks, and the last policy is."""
-    prompts: Annotated[int, Field(ge=2)] = 64
-    """Held-out prompts of a look, at most, one response each."""
 
 
 class CheckpointConfig(Section):
@@ -497,35 +274,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     return config
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets each `dotted.key=value` in the tree, the later winning; `ConfigError` for what is none."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override '{override}' is not of the form dotted.key=value")
-        _set(tree, key.split("."), _parse_value(override, value))
-
-
-def parse_section(section: type[AnySection], tree: Mapping[str, Any], *, source: str) -> AnySection:
-    """A section from a mapping; `ConfigError` names its source and the key at fault."""
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, section, source)) from None
-
-
 def dump_config(config: Config) -> str:
     """The config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
-
-
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key, sections included: `ppo`, `ppo.kl`, `ppo.kl.coef`."""
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield key
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{key}.")
 
 
 def _drop_what_came_along(tree: dict[str, Any]) -> None:
@@ -563,39 +314,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not keys with values")
     return tree
-
-
-def _parse_value(override: str, value: str) -> Any:
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of override '{override}' is not YAML") from None
-    if isinstance(parsed, str):  # YAML reads 1e-4 as text
-        try:
-            return float(parsed)
-        except ValueError:
-            return parsed
-    return parsed
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
-        child = tree.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"'{'.'.join(keys[: depth + 1])}' is a value, not a section")
-        tree = child
-    tree[keys[-1]] = value
-
-
-def _explain(error: ValidationError, section: type[Section], source: str) -> str:
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, list(known_keys(section)), n=1, cutoff=0.0)
-            problems.append(f"unknown key '{key}'; nearest known key: '{near[0]}'")
-        elif key:
-            problems.append(f"{key}: {item['msg'].lower()}, got {item['input']!r}")
-        else:
-            problems.append(item["msg"].removeprefix("Value error, "))
-    return f"config {source}: " + "; ".join(problems)
