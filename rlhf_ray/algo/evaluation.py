@@ -57,6 +57,36 @@ def length_controlled_win_rate(wins: Sequence[float], longer_by: Sequence[float]
     return float(torch.sigmoid(weights[0]))
 
 
+def best_of_n(scores: Sequence[float], values: Sequence[float]) -> list[float]:
+    """What to expect of the best by score among n of these answers to one prompt, for n = 1 to N.
+
+    E_n = sum over i of C(i - 1, n - 1) / C(N, n) * value of the answer with the i-th lowest score, which is the mean
+    over all choices of n among the N: Nakano et al. 2021 (arXiv:2112.09332), appendix I. Equal scores share values.
+
+    scores, values: (N); give the scores themselves as values for what choosing does to the score.
+    """
+    assert len(scores) == len(values) > 0, (len(scores), len(values))
+    equals: dict[float, list[float]] = {}
+    for score, value in zip(scores, values, strict=True):
+        equals.setdefault(score, []).append(value)
+    ranked = [sum(shared) / len(shared) for _, shared in sorted(equals.items()) for _ in shared]
+    total = len(ranked)
+    return [
+        sum(math.comb(i, n - 1) * value for i, value in enumerate(ranked)) / math.comb(total, n)
+        for n in range(1, total + 1)
+    ]
+
+
+def best_of_n_kl(n: int) -> float:
+    """How far choosing the best of n takes a policy from itself: log n - (n - 1) / n nats a response, at most.
+
+    Stiennon et al. 2020 (arXiv:2009.01325), appendix G.3; a bound that is met where no two answers score the same
+    (Beirami et al. 2024, arXiv:2401.01879).
+    """
+    assert n >= 1, n
+    return math.log(n) - (n - 1) / n
+
+
 def paired_z(now: Sequence[float], then: Sequence[float]) -> float:
     """By how many standard errors the mean of `now` lies above that of `then`, (N) each, paired; 0 where equal.
 

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.algo.evaluation import length_controlled_win_rate, repetition, self_bleu, win_rate, win_shares
-from rlhf_ray.algo.ranking import bootstrap_mean_ci, distinct_n
+from rlhf_ray.algo.evaluation import (
+    best_of_n,
+    best_of_n_kl,
+    length_controlled_win_rate,
+    repetition,
+    self_bleu,
+    win_rate,
+    win_shares,
+)
+from rlhf_ray.algo.ranking import bootstrap_mean_ci, distinct_n, expected_calibration_error
 from rlhf_ray.config import Config
+from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.training.sampling import exchanges_of, requests_for
@@ -109,10 +119,11 @@ def answers_to(
     return rollouts, exchanges_of(rollouts, prompts, tokenizer)
 
 
-def compare(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, Any]:
+def compare(before: Evaluation, after: Evaluation, *, seed: int, logit_scale: float | None = None) -> dict[str, Any]:
     """The part of `summary.json` that sets the trained policy beside the one it started from.
 
     The interval of the gain is a paired bootstrap over prompts; diversity is measured on as many answers of each.
+    `logit_scale`: what turns a difference of the reward model's scores into log-odds, where that is known.
     """
     n = min(len(before.answers[0]), len(after.answers[0]))
     gold_before, gold_after = before.gold_by_prompt(), after.gold_by_prompt()
@@ -130,6 +141,13 @@ def compare(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, An
         "gold": gold,
         "win_rate": {"by": "gold" if gold else "the reward model", **wins(before, after, seed=seed)},
         "reward": {"before": before.mean_score, "after": after.mean_score, "sd_before": before.score_sd},
+        "best_of_n_by_reward": choosing(before),
+        "ordering": {
+            name: ordering(evaluation, seed=seed, logit_scale=logit_scale)
+            for name, evaluation in (("before", before), ("after", after))
+        }
+        if gold
+        else None,
         "distinct_2": {"before": diversity(before, n), "after": diversity(after, n)},
         "top_answer_share": {"before": top_share(before, n), "after": top_share(after, n)},
         "finished": {"before": before.finished, "after": after.finished},
@@ -153,6 +171,57 @@ def wins(before: Evaluation, after: Evaluation, *, seed: int) -> dict[str, Any]:
     ]
     controlled = length_controlled_win_rate(*map(list, zip(*pairs, strict=True)))
     return {"rate": rate, "ci95": list(interval), "length_controlled": controlled}
+
+
+def choosing(evaluation: Evaluation) -> list[dict[str, float | None]]:
+    """Reward and gold of the best of n answers by the reward model, for each n: what sampling more does without PPO.
+
+    Drawn beside PPO along `kl`, it shows which of the two exploits the reward model sooner: Gao et al. 2023
+    (arXiv:2210.10760), figure 1.
+    """
+
+    def means(rows: list[list[float]]) -> list[float]:
+        chosen = [best_of_n(scores, values) for scores, values in zip(evaluation.scores, rows, strict=True)]
+        return [statistics.fmean(column) for column in zip(*chosen, strict=True)]
+
+    reward = means(evaluation.scores)
+    gold = means(evaluation.gold) if evaluation.gold is not None else [None] * len(reward)
+    return [
+        {"n": n, "kl": best_of_n_kl(n), "reward": r, "gold": g}
+        for n, (r, g) in enumerate(zip(reward, gold, strict=True), 1)
+    ]
+
+
+def ordering(evaluation: Evaluation, *, seed: int, logit_scale: float | None) -> dict[str, Any]:
+    """How often the reward model orders two answers to one prompt as gold does, among those that gold tells apart.
+
+    Of the trained policy's answers it says whether the reward model still knows better where the policy has gone. The
+    interval is over prompts; `ece` is the calibration error of sigmoid(logit_scale * difference of the scores).
+    """
+    assert evaluation.gold is not None, "the caller asks where gold is known"
+    by_prompt, margins = [], []
+    for scores, gold in zip(evaluation.scores, evaluation.gold, strict=True):
+        told_apart = [
+            (scores[i] - scores[j]) * (1 if gold[i] > gold[j] else -1)
+            for i in range(len(gold))
+            for j in range(i)
+            if abs(gold[i] - gold[j]) >= TIE
+        ]
+        if told_apart:
+            by_prompt.append(statistics.fmean(float(margin > 0) for margin in told_apart))
+            margins += told_apart
+    if not margins:
+        return {"pairs": 0, "accuracy": None, "accuracy_ci95": None, "ece": None}
+    sure = None
+    if logit_scale is not None:
+        confidence = torch.sigmoid(logit_scale * torch.tensor(margins).abs())
+        sure = expected_calibration_error(confidence, [float(margin > 0) for margin in margins])
+    return {
+        "pairs": len(margins),
+        "accuracy": statistics.fmean(by_prompt),
+        "accuracy_ci95": list(bootstrap_mean_ci(by_prompt, seed=seed)),
+        "ece": sure,
+    }
 
 
 def texture(evaluation: Evaluation, n: int) -> dict[str, float | None]:

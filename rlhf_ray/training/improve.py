@@ -19,11 +19,11 @@ from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.base_policy import fitting
 from rlhf_ray.training.evaluate import Evaluation, compare, evaluate, shown_samples
-from rlhf_ray.training.looks import BEST, HeldOut
+from rlhf_ray.training.looks import HeldOut
 from rlhf_ray.training.loop import Say, resume, train
 from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.ppo import PPO, Roles, Step
-from rlhf_ray.training.run_folder import RunFolder
+from rlhf_ray.training.run_folder import BEST, RunFolder
 from rlhf_ray.training.stopping import Stopping
 
 BEFORE = "evaluation_before.json"
@@ -109,7 +109,8 @@ def improve(run: Context) -> None:
     folder.write_json("samples.json", shown_samples(recipe.held_out_prompts, before, after))
     kl = learner.mean_kl(after.rollouts)
     summary = summarise(config, folder, kl=kl, wall_s=time.monotonic() - began)
-    folder.write_json("summary.json", {**summary, **compare(before, after, seed=config.seed)})
+    scale = (folder.read_json("reward_model.json") or {}).get("logit_scale")
+    folder.write_json("summary.json", {**summary, **compare(before, after, seed=config.seed, logit_scale=scale)})
 
 
 def _reinforce(run: Context, ppo: PPO, judges: ScorerGroup | None) -> None:

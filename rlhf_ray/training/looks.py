@@ -18,10 +18,9 @@ from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.groups import LearnerGroup
 from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.training.evaluate import Generating, answers_to
-from rlhf_ray.training.run_folder import RunFolder
+from rlhf_ray.training.run_folder import BEST, RunFolder
 from rlhf_ray.types import Exchange
 
-BEST = "best.json"
 SURE = 2.0
 """Standard errors by which the judge's scores have to fall before it counts."""
 Say = Callable[[str], None]

@@ -48,6 +48,8 @@ def curve_panels(rows: Rows, summary: Mapping[str, Any], config: Mapping[str, An
             from_zero=True,
             rules=[] if limit is None else [Rule(f"limit {limit:g}", limit)],
         ),
+        _along_kl(rows, summary, config, "Gold along KL", "gold/mean", "gold"),
+        _along_kl(rows, summary, config, "Reward along KL", "objective/scores", "reward"),
         _lines(rows, "Entropy, nats a token", {"objective/entropy": "entropy"}, from_zero=True),
         _lines(rows, "Policy loss", {"loss/policy_avg": "policy"}),
         _lines(rows, "Value loss", {"loss/value_avg": "value"}, from_zero=True),
@@ -87,6 +89,29 @@ def _lines(rows: Rows, title: str, names: Mapping[str, str], **options: Any) -> 
     return Panel(title, chart, value, legend) if chart else None
 
 
+def _along_kl(
+    rows: Rows, summary: Mapping[str, Any], config: Mapping[str, Any], title: str, name: str, of_n: str
+) -> Panel | None:
+    """PPO's steps and the best of n from the base policy, each where its KL to the base policy has taken it."""
+    if figure(config, "ppo", "kl", "refresh_every"):
+        return None  # KL is to another reference then
+    ppo = [
+        (kl, y)
+        for row in rows
+        if (kl := figure(row, "objective/kl")) is not None and (y := figure(row, name)) is not None
+    ]
+    best = [
+        (kl, y)
+        for row in items(summary.get("best_of_n_by_reward"))
+        if (kl := figure(row, "kl")) is not None and (y := figure(row, of_n)) is not None
+    ]
+    if len(ppo) < 2 or len(best) < 2:
+        return None
+    lines = [Series("PPO, training prompts", sorted(ppo)), Series("best of n by the reward model, held out", best)]
+    chart = charts.line_chart(lines, label=title, x_label="KL to the base policy, nats a response")
+    return Panel(title, chart, legend=tuple(line.label for line in lines)) if chart else None
+
+
 def _seconds(rows: Rows) -> Panel | None:
     phases = [phase for phase in PHASES if any(figure(row, f"time/{phase}_s") for row in rows)]
     layers = [(phase, [figure(row, f"time/{phase}_s") or 0.0 for row in rows]) for phase in phases]
@@ -110,7 +135,7 @@ def _fit(curve: Any, title: str) -> Panel | None:
     return _lines(rows, f"{title}: loss", {"val_loss": "validation", "train_loss": "training"})
 
 
-def reward_model_panels(metrics: Mapping[str, Any]) -> list[Panel]:
+def reward_model_panels(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Panel]:
     """How well the reward model orders pairs, and how far its probabilities can be believed."""
     bins = [
         (predicted, observed, int(n))
@@ -121,7 +146,10 @@ def reward_model_panels(metrics: Mapping[str, Any]) -> list[Panel]:
     ]
     ece = figure(metrics, "calibration", "ece")
     plot = charts.interval_plot(
-        _accuracies(metrics), label="Reward-model accuracy", x_label="share of pairs put in the right order", chance=0.5
+        _accuracies(metrics, summary),
+        label="Reward-model accuracy",
+        x_label="share of pairs put in the right order",
+        chance=0.5,
     )
     diagram = charts.reliability_diagram(bins, label="Reliability of the reward model's probabilities")
     panels = [
@@ -132,11 +160,14 @@ def reward_model_panels(metrics: Mapping[str, Any]) -> list[Panel]:
     return [panel for panel in panels if panel]
 
 
-def _accuracies(metrics: Mapping[str, Any]) -> list[Interval]:
+def _accuracies(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Interval]:
     folds = figure(metrics, "cross_validation", "folds")
     across = f"{short(folds)} folds"
+    ordering = mapping(summary.get("ordering"))
     places: list[tuple[str, tuple[str, ...]]] = [
         ("this reward model", ("accuracy",)),
+        ("the base policy's answers, by gold", ("before", "accuracy")),
+        ("the trained policy's answers, by gold", ("after", "accuracy")),
         ("longer answer wins", ("baselines", "longer")),
         ("shorter answer wins", ("baselines", "shorter")),
         (f"reward models of {across}", ("cross_validation", "accuracy")),
@@ -145,9 +176,10 @@ def _accuracies(metrics: Mapping[str, Any]) -> list[Interval]:
     ]
     rows = []
     for label, keys in places:
-        value = figure(metrics, *keys)
+        source = ordering if keys[0] in ("before", "after") else metrics
+        value = figure(source, *keys)
         interval = (*keys[:-1], "accuracy_ci95") if keys[-1] == "accuracy" else ()
-        low, high = (figure(metrics, *interval, end) if interval else None for end in (0, 1))
+        low, high = (figure(source, *interval, end) if interval else None for end in (0, 1))
         if value is not None:
             rows.append(Interval(label, value, (low, high) if low is not None and high is not None else None))
     return rows

@@ -101,7 +101,7 @@ def render(run: RunFiles) -> str:
         hand_over=_hand_over(run.metrics),
         findings=diagnose(run.metrics, run.config),
         base=base_panels(run.base),
-        reward_model=reward_model_panels(run.reward_model),
+        reward_model=reward_model_panels(run.reward_model, run.summary),
         reward_model_facts=_reward_model_facts(run.reward_model),
         samples=[_sample(item) for item in run.samples[:SAMPLES_SHOWN] if isinstance(item, dict)],
         more_samples=max(0, len(run.samples) - SAMPLES_SHOWN),

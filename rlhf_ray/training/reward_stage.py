@@ -75,6 +75,7 @@ def make_reward_model(
         "against": "the true order" if true_order else "what people chose",
         "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
         "margin": measured["margin"],
+        "logit_scale": on_choices["logit_scale"],
         "score_std": on_choices["score_std"],
         "confirmed_std": on_choices["confirmed_std"],
         "calibration": {

@@ -20,6 +20,10 @@ MAY_CHANGE = ("ppo.steps", "rollout.min_generators", "checkpoint", "resources", 
 """Keys that a resumed run may be given anew; everything else would make it another run."""
 
 
+BEST = "best.json"
+"""Which look at held-out prompts did best, and by whom."""
+
+
 class RunFolder:
     """`runs/<run_id>/`, held by one process at a time."""
 

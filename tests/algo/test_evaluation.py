@@ -1,11 +1,13 @@
 import math
 import random
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
 
 from rlhf_ray.algo.evaluation import (
+    best_of_n,
+    best_of_n_kl,
     length_controlled_win_rate,
     paired_z,
     repetition,
@@ -101,3 +103,26 @@ def test_repetition_worked_by_hand() -> None:
     assert repetition(["a", "b", "c", "a", "b", "c"]) == pytest.approx(1 / 4)  # abc bca cab abc
     assert repetition(["a", "b"]) == 0.0
     assert repetition(["a"] * 6) == pytest.approx(3 / 4)
+
+
+def test_the_best_of_n_is_the_mean_over_all_ways_to_draw_n() -> None:
+    rng = random.Random(3)
+    scores, values = [rng.gauss(0, 1) for _ in range(7)], [rng.random() for _ in range(7)]
+    for n, expected in enumerate(best_of_n(scores, values), 1):
+        draws = list(combinations(range(7), n))
+        chosen = [values[max(draw, key=lambda i: scores[i])] for draw in draws]
+        assert expected == pytest.approx(sum(chosen) / len(draws))
+
+
+def test_the_best_of_n_worked_by_hand_and_equal_scores_share_their_values() -> None:
+    assert best_of_n([1.0, 2.0], [10.0, 0.0]) == [5.0, 0.0]
+    assert best_of_n([2.0, 2.0, 1.0], [1.0, 0.0, 5.0]) == pytest.approx([2.0, 0.5, 0.5])
+    assert best_of_n([0.0] * 4, [1.0, 2.0, 3.0, 6.0]) == pytest.approx([3.0] * 4)
+
+
+def test_the_kl_of_choosing_is_exact_for_answers_that_all_score_differently() -> None:
+    assert best_of_n_kl(1) == 0
+    # of many equally likely answers the i-th from below is chosen with probability (i/m)^n - ((i-1)/m)^n
+    m, n = 20_000, 4
+    chosen = [(i / m) ** n - ((i - 1) / m) ** n for i in range(1, m + 1)]
+    assert best_of_n_kl(n) == pytest.approx(sum(p * math.log(p * m) for p in chosen), abs=1e-3)

@@ -1,5 +1,6 @@
 """The evaluation: which figures come from which answers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -55,6 +56,33 @@ def test_the_gain_is_paired_by_prompt() -> None:
     assert gold["before"] == pytest.approx(1.6 / 3)
     assert gold["gain_ci95"] == pytest.approx([0.1, 0.1])
     assert gold["best_of_n"] == {"n": 2, "gold": pytest.approx((0.3 + 0.5 + 0.9) / 3)}
+
+
+def test_what_choosing_by_reward_does_is_a_curve_along_kl() -> None:
+    before = Evaluation([["a"] * 3] * 2, [[1, 2, 3], [3, 2, 1]], [[0.1, 0.5, 0.3], [0.9, 0.5, 0.1]], finished=1.0)
+    curve = compare(before, before, seed=0)["best_of_n_by_reward"]
+    assert [row["n"] for row in curve] == [1, 2, 3]
+    assert [row["reward"] for row in curve] == pytest.approx([2, 8 / 3, 3])
+    # pairs of the first prompt choose 0.5, 0.3, 0.3, those of the second 0.9, 0.9, 0.5
+    assert [row["gold"] for row in curve] == pytest.approx([0.4, (1.1 / 3 + 2.3 / 3) / 2, 0.6])
+    assert curve[2]["kl"] == pytest.approx(math.log(3) - 2 / 3)
+
+
+def test_the_reward_model_is_asked_how_it_orders_what_each_policy_says() -> None:
+    before = Evaluation([["a"] * 3] * 2, [[0, 1, 2], [0, 1, 2]], [[0.0, 0.5, 1.0], [0.5, 0.5, 0.5]], finished=1.0)
+    after = Evaluation([["a"] * 3] * 2, [[0, 1, 2], [2, 0, 0]], [[0.0, 0.5, 0.3], [0.0, 0.9, 0.0]], finished=1.0)
+    told = compare(before, after, seed=0, logit_scale=2.0)["ordering"]
+    assert (told["before"]["pairs"], told["before"]["accuracy"]) == (3, 1.0)
+    assert told["before"]["ece"] == pytest.approx(1 - (2 / (1 + math.exp(-2)) + 1 / (1 + math.exp(-4))) / 3)
+    # the first prompt: right of 0-0.5 and 0-0.3, wrong of 0.5-0.3; the second: wrong, and a tie is not right
+    assert (told["after"]["pairs"], told["after"]["accuracy"]) == (5, pytest.approx((2 / 3 + 0) / 2))
+    assert compare(before, after, seed=0)["ordering"]["after"]["ece"] is None
+
+
+def test_gold_that_tells_nothing_apart_orders_nothing() -> None:
+    same = make_evaluation([[0.5, 0.55]] * 2)
+    nothing = {"pairs": 0, "accuracy": None, "accuracy_ci95": None, "ece": None}
+    assert compare(same, same, seed=0, logit_scale=1.0)["ordering"] == {"before": nothing, "after": nothing}
 
 
 def test_an_evaluation_survives_json() -> None:

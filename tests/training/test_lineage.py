@@ -25,8 +25,17 @@ def test_a_finished_run_says_all_of_it(tmp_path: Path) -> None:
     lineage = lineage_of(folder.path, reward_model_version=4)
     assert (lineage["run_id"], lineage["step"], lineage["reward_model_version"]) == ("r", 30, 4)
     assert lineage["snapshot"] == snapshot
-    assert lineage["evaluation"] == {"gold": {"before": 0.4}, "reward": None, "kl": 2.5, "reward_model": None}
+    wanted = {"gold": {"before": 0.4}, "win_rate": None, "reward": None, "kl": 2.5, "reward_model": None}
+    assert (lineage["evaluation"], lineage["chosen"]) == (wanted, None)
     assert json.loads(json.dumps(lineage, allow_nan=False)) == lineage
+
+
+def test_where_a_look_did_best_the_version_is_of_its_step(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    folder.write_json("summary.json", {"steps": 30})
+    folder.write_json("best.json", {"step": 20, "rewards": [1.0], "judged": [0.5], "by": "the judge"})
+    lineage = lineage_of(folder.path)
+    assert (lineage["step"], lineage["chosen"]) == (20, {"by": "the judge", "of_steps": 30})
 
 
 def test_another_config_has_another_hash(tmp_path: Path) -> None:

@@ -176,3 +176,22 @@ def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
 def test_a_missing_run_folder_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; give the folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_gold_and_reward_are_drawn_along_kl_beside_the_best_of_n(tmp_path: Path) -> None:
+    best = [{"n": n, "kl": kl, "reward": n / 2, "gold": 0.5 + n / 20} for n, kl in ((1, 0.0), (2, 0.19), (3, 0.43))]
+    ordering = {
+        "before": {"pairs": 90, "accuracy": 0.9, "accuracy_ci95": [0.85, 0.95], "ece": 0.02},
+        "after": {"pairs": 30, "accuracy": 0.612, "accuracy_ci95": [0.55, 0.67], "ece": 0.2},
+    }
+    run = make_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "best_of_n_by_reward": best, "ordering": ordering}))
+    page = Page(write_report(run))
+    assert "Gold along KL" in page.text
+    assert "best of n by the reward model, held out" in page.text
+    assert "Reward along KL" not in page.text  # this run's metrics hold no reward
+    assert "the trained policy's answers, by gold" in page.text
+    assert "0.612" in page.text
+    (run / "config.yaml").write_text("ppo: {kl: {refresh_every: 5}}\n")
+    assert "Gold along KL" not in Page(write_report(run)).text
