@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.feedback.schema import Answer, Feedback, Rating
+from rlhf_ray.feedback.sheets import write_sheet
 from rlhf_ray.feedback.store import FeedbackStore
-from rlhf_ray.types import Message
+from rlhf_ray.types import Message, Prompt
 
 
 def rlhf(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -85,6 +86,23 @@ def test_feedback_is_imported_counted_and_frozen(tmp_path: Path) -> None:
     )
     assert "3 pairs; 1 rows skipped" in done.stdout, done.stderr
     assert "3 rows" in rlhf("feedback", "snapshot", "--store", "s.db", "--name", "first", cwd=tmp_path).stdout
+
+
+def test_a_filled_in_sheet_says_who_wins(tmp_path: Path) -> None:
+    prompts = [Prompt(f"p{i}", (Message("user", f"Hi {i}"),), f"g{i}") for i in range(4)]
+    sheet = tmp_path / "sheet.csv"
+    write_sheet(sheet, prompts, [("new", "old")] * 4, samplers=("demo/policy", "demo/base_policy"), seed=0)
+    head, *rows = sheet.read_text(encoding="utf-8-sig").splitlines()
+    filled = [line + ("1" if line.index("new") < line.index("old") else "2") for line in rows]
+    sheet.write_text("\n".join([head, *filled]) + "\n")
+    refused = rlhf("feedback", "import", "sheet.csv", "--format", "sheet", "--store", "s.db", cwd=tmp_path)
+    assert (refused.returncode, "give --annotator" in refused.stderr) == (2, True)
+    told = ["--format", "sheet", "--annotator", "kim", "--store", "s.db"]
+    done = rlhf("feedback", "import", "sheet.csv", *told, cwd=tmp_path)
+    assert done.stdout == "4 judgements; 4 rows are new in s.db\n", done.stderr
+    said = rlhf("feedback", "wins", "--store", "s.db", cwd=tmp_path).stdout
+    assert said.startswith("demo/base_policy against demo/policy: preferred in 0.0% [0.0%, 0.0%] of 4 judgements")
+    assert json.loads(rlhf("feedback", "wins", "--store", "s.db", "--json", cwd=tmp_path).stdout)[0]["prompts"] == 4
 
 
 def test_stats_tell_each_samplers_mean(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """`rlhf`: the door. Imports happen inside commands, so that `rlhf --help` answers at once."""
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -42,6 +44,7 @@ class Format(StrEnum):
 
     HH = "hh"
     PAIRS = "pairs"
+    SHEET = "sheet"
 
 
 class By(StrEnum):
@@ -98,22 +101,29 @@ def evaluate(
     base: Annotated[bool, typer.Option("--against-base", help="The same against the run's own base policy.")] = False,
     judge: Annotated[Path | None, typer.Option(help="Reward model that scores both; by default the run's.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers of each to each held-out prompt.")] = 4,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also writes a new CSV file in which people say which answer is better.")
+    ] = None,
 ) -> None:
     """What a run's policy is worth on held-out prompts: as its summary.json says it, or beside another policy.
 
     Beside another: win rate (by gold where the recipe has one, else by the judge) with its 95% interval over prompts,
     the same at equal lengths, scores, and how varied the answers are; "before" is the other one, "after" the run's. The
-    same command gives the same figures.
+    same command gives the same figures. People's own word on it: fill in a --sheet, then `rlhf feedback import` and
+    `rlhf feedback wins`.
     """
     if against is not None or base:
         from rlhf_ray.training.versus import versus
 
-        found = versus(run, against, judge=judge, samples=samples, say=lambda line: typer.echo(line, err=True))
+        say = partial(typer.echo, err=True)
+        found = versus(run, against, judge=judge, samples=samples, say=say, sheet=sheet)
         _print_json(found)
         return
     from rlhf_ray.errors import InputError
     from rlhf_ray.training.run_folder import existing_run
 
+    if sheet is not None:
+        raise InputError("--sheet sets two policies beside each other: say which with --against or --against-base")
     folder, _ = existing_run(run)
     summary = folder.read_json("summary.json")
     if summary is None:
@@ -178,20 +188,34 @@ def config_reference(
 
 @feedback_app.command("import")
 def feedback_import(
-    file: Annotated[Path, typer.Argument(help="JSON Lines, plain or gzip.")],
+    file: Annotated[Path, typer.Argument(help="JSON Lines, plain or gzip; or a filled-in sheet of `rlhf eval`.")],
     store: Store,
     format: Annotated[Format, typer.Option("--format", help="How its rows are written.")] = Format.HH,
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip and count rows that cannot be used.")] = False,
+    annotator: Annotated[str | None, typer.Option(help="Who judged; a sheet does not say it.")] = None,
 ) -> None:
     """Write human choices from a file into a store, each as a ranking of two."""
+    from rlhf_ray.errors import InputError
     from rlhf_ray.feedback.formats import import_pairs, read_pairs
+    from rlhf_ray.feedback.sheets import read_sheet
     from rlhf_ray.feedback.store import FeedbackStore
 
-    pairs = read_pairs(file, format.value, "skip" if skip_bad_rows else "error")
+    write: Callable[[FeedbackStore], list[str]]
+    if format is Format.SHEET:
+        if annotator is None:
+            raise InputError("a sheet does not say who filled it in: give --annotator")
+        judged = read_sheet(file, annotator=annotator)
+        held, write = f"{len(judged)} judgements", lambda opened: opened.add(judged)
+    else:
+        kind: Literal["hh", "pairs"] = "hh" if format is Format.HH else "pairs"
+        pairs = read_pairs(file, kind, "skip" if skip_bad_rows else "error")
+        who, source = annotator or f"import-{kind}", f"import-{kind}"
+        held = pairs.describe()
+        write = partial(import_pairs, pairs=pairs.pairs, annotator=who, sampler=source)
     with FeedbackStore(store) as opened:
         before = opened.count()
-        import_pairs(opened, pairs.pairs, annotator=f"import-{format}", sampler=f"import-{format}")
-        typer.echo(f"{pairs.describe()}; {opened.count() - before} rows are new in {store}")
+        write(opened)
+        typer.echo(f"{held}; {opened.count() - before} rows are new in {store}")
 
 
 @feedback_app.command("stats")
@@ -222,6 +246,32 @@ def feedback_stats(
         for row in rows:
             mean = "-" if row["mean"] is None else f"{row['mean']:.2f}"
             typer.echo(f"  {row[key]:<22}{row['n']:>8}  {mean:>11}")
+
+
+@feedback_app.command("wins")
+def feedback_wins(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Whose answers people prefer: every two samplers, or served versions, that somebody compared.
+
+    The rate is the mean over prompts of how often the first was preferred, a tie counting half, with its 95% interval.
+    """
+    from dataclasses import asdict
+
+    from rlhf_ray.feedback.store import FeedbackStore
+    from rlhf_ray.feedback.wins import wins
+
+    with FeedbackStore(store, read_only=True) as opened:
+        duels = wins(opened.iter())
+    if as_json:
+        _print_json([asdict(duel) for duel in duels])
+        return
+    if not duels:
+        typer.echo(f"{store}: nobody compared two samplers' answers to one prompt yet")
+    for duel in duels:
+        low, high = duel.ci95
+        typer.echo(
+            f"{duel.name} against {duel.other}: preferred in {duel.rate:.1%} [{low:.1%}, {high:.1%}] of "
+            f"{duel.judgements} judgements of {duel.prompts} prompts"
+        )
 
 
 @feedback_app.command("snapshot")

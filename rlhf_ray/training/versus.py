@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import InputError
+from rlhf_ray.feedback.sheets import write_sheet
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles.placement import start_ray
@@ -15,13 +16,18 @@ from rlhf_ray.training.run_folder import RunFolder, existing_run
 Say = Callable[[str], None]
 
 
-def versus(run: Path, other: Path | None, *, judge: Path | None, samples: int, say: Say) -> dict[str, Any]:
+def versus(
+    run: Path, other: Path | None, *, judge: Path | None, samples: int, say: Say, sheet: Path | None = None
+) -> dict[str, Any]:
     """What a run's policy is worth beside another: `evaluate.compare`, with the other one as what came before.
 
     `other`: a policy folder, or a run, whose policy it is then; None: the run's own base policy. `judge`: a reward
     model that scores both, by default the run's own. Both answer the run's held-out prompts, `samples` times each; the
-    draws follow from the run's seed, so the same command gives the same figures.
+    draws follow from the run's seed, so the same command gives the same figures. `sheet`: a new file in which people
+    can judge the first answers of both.
     """
+    if sheet is not None and sheet.exists():
+        raise InputError(f"{sheet} is there already, and may hold people's judgements: give another name")
     folder, config = existing_run(run)
     ours, theirs = _policy_of(run, folder), _other(other, folder)
     if ours.resolve() == theirs.resolve():
@@ -45,6 +51,17 @@ def versus(run: Path, other: Path | None, *, judge: Path | None, samples: int, s
                 )
             )
             placement.stop(generators)
+    if sheet is not None:
+        pairs = [
+            (mine[0], other[0]) for mine, other in zip(evaluations[1].answers, evaluations[0].answers, strict=True)
+        ]
+        rows = write_sheet(
+            sheet, recipe.held_out_prompts, pairs, samplers=(_name(ours), _name(theirs)), seed=config.seed
+        )
+        say(
+            f"{rows} rows to judge in {sheet}; once filled in: rlhf feedback import {sheet} --format sheet "
+            "--annotator NAME --store FILE, then rlhf feedback wins --store FILE"
+        )
     return {
         "policy": str(ours),
         "against": str(theirs),
@@ -53,6 +70,11 @@ def versus(run: Path, other: Path | None, *, judge: Path | None, samples: int, s
         "samples": samples,
         **compare(*evaluations, seed=config.seed),
     }
+
+
+def _name(policy: Path) -> str:
+    """As which its answers are fed back: run and folder."""
+    return "/".join(policy.resolve().parts[-2:])
 
 
 def _policy_of(run: Path, folder: RunFolder) -> Path:

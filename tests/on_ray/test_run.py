@@ -153,10 +153,13 @@ def test_other_algorithms_run_whole_and_the_engine_agrees(
 
 @pytest.mark.slow
 def test_a_policy_is_set_beside_another_and_the_same_command_says_the_same(
-    killed_and_resumed: tuple[Path, str],
+    killed_and_resumed: tuple[Path, str], tmp_path: Path
 ) -> None:
     ask = [sys.executable, "-m", "rlhf_ray.cli", "eval", str(killed_and_resumed[0]), "--against-base", "--samples", "2"]
-    first, second = (subprocess.run(ask, capture_output=True, text=True, timeout=300, check=True) for _ in range(2))
+    asks = [[*ask, "--sheet", str(tmp_path / f"{name}.csv")] for name in ("first", "second")]
+    first, second = (subprocess.run(ask, capture_output=True, text=True, timeout=300, check=True) for ask in asks)
+    assert (tmp_path / "first.csv").read_bytes() == (tmp_path / "second.csv").read_bytes()
+    assert (tmp_path / "first.csv").read_text(encoding="utf-8").count("user: ") > 20
     found = json.loads(first.stdout)
     assert first.stdout == second.stdout
     assert found["win_rate"]["by"] == "gold"

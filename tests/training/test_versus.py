@@ -34,3 +34,11 @@ def test_a_policy_against_itself_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(InputError, match="the run's own policy"):
         refused(run, run)
+
+
+def test_a_sheet_that_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+    sheet = tmp_path / "people.csv"
+    sheet.write_text("hours of work")
+    with pytest.raises(InputError, match="may hold people's judgements"):
+        versus(make_run(tmp_path), None, judge=None, samples=1, say=print, sheet=sheet)
+    assert sheet.read_text() == "hours of work"
