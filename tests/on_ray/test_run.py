@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_ray.training.lineage import lineage_of
 from rlhf_ray.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -131,6 +132,7 @@ def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, st
         ["ppo.ptx_coef=0.1", "ppo.critic_from=reward_model", "ppo.critic_warmup=1", "ppo.correction=token"],
         ["method=dpo"],
         ["method=kto"],
+        ["reward_model.backbone=encoder", "reward_model.judge=true", "run.take=feedback", "evaluate.every=1"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -145,6 +147,12 @@ def test_other_algorithms_run_whole_and_the_engine_agrees(
     summary = json.loads((run.parent / name / "summary.json").read_text())
     assert summary["gold"]["after"] > 0
     assert summary["kl"] < summary["kl_limit"]
+    if "evaluate.every=1" in overrides:
+        rows = read_metrics(run.parent / name)
+        assert all("held_out/judge" in row for row in rows)
+        best = json.loads((run.parent / name / "best.json").read_text())
+        assert (best["step"], best["by"]) == (summary["best_step"], "the judge")
+        assert lineage_of(run.parent / name)["step"] == best["step"]
     if summary["method"] == "rl":
         assert len(read_metrics(run.parent / name)) == 3
         assert summary["mismatch_max_abs"] < 1e-4
