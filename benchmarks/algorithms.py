@@ -14,6 +14,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import Config, load_config
 
 RLHF = Path(sys.executable).with_name("rlhf")
 ALGORITHMS = {
@@ -67,14 +70,21 @@ def run(rlhf: list[str], source: Path, name: str) -> dict:
     """One algorithm from the base policy, feedback and reward model of one run, which went by the default."""
     if not ALGORITHMS[name]:
         return read(source)
-    run_id = f"{source.name}-{name.replace(', ', '-')}"
-    if not (source.parent / run_id / "summary.json").exists():
-        seed = read(source)["seed"]
-        settings = [f"run.id={run_id}", f"run.root={source.parent}", f"run.from={source}", f"seed={seed}"]
-        with (source.parent / f"{run_id}.log").open("a") as log:
-            command = [*rlhf, "run", *settings, *ALGORITHMS[name]]
-            subprocess.run(command, check=True, timeout=3600, stdout=log, stderr=log)
-    return read(source.parent / run_id)
+    folder = source.parent / f"{source.name}-{name.replace(', ', '-')}"
+    seed = read(source)["seed"]
+    settings = [f"run.id={folder.name}", f"run.root={source.parent}", f"run.from={source}", f"seed={seed}"]
+    settings += ALGORITHMS[name]
+    if not (folder / "summary.json").exists():
+        with folder.with_suffix(".log").open("a") as log:
+            subprocess.run([*rlhf, "run", *settings], check=True, timeout=3600, stdout=log, stderr=log)
+    if chosen(load_config(folder / "config.yaml")) != chosen(load_config(None, settings)):
+        raise SystemExit(f"{folder} was made with other settings than {name} has today: remove it to make it again")
+    return read(folder)
+
+
+def chosen(config: Config) -> dict[str, Any]:
+    """What decides a run's figures."""
+    return config.model_dump(exclude={"run", "resources", "checkpoint"})
 
 
 def row(name: str, runs: list[dict]) -> str:

@@ -34,15 +34,31 @@ class PolicyStats:
     """New over old probability."""
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much a minibatch holds. A part of it that is averaged over these gives its share of the whole's mean."""
+
+    tokens: Tensor
+    """Scalar: true entries of the mask."""
+    rows: Tensor
+    """Scalar: rows with at least one."""
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Totals":
+        """Of a (B, T) bool mask."""
+        return cls(mask.sum(), mask.any(1).sum())
+
+
+def masked_mean(x: Tensor, mask: Tensor, totals: Totals | None = None) -> Tensor:
     """The mean of x where the mask is true, a scalar; what lies outside never matters, be it NaN.
 
-    x, mask (bool): the same shape. A mask without a true gives NaN: a mean of nothing should stop a run.
+    x, mask (bool): the same shape. A mask without a true gives NaN: a mean of nothing should stop a run. With the
+    `totals` of a larger batch it is what these entries add to that one's mean.
     """
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum()
+    return x.masked_fill(~mask, 0.0).sum() / (mask.sum() if totals is None else totals.tokens)
 
 
-def average(x: Tensor, mask: Tensor, how: Averaging, *, length: int) -> Tensor:
+def average(x: Tensor, mask: Tensor, how: Averaging, *, length: int, totals: Totals | None = None) -> Tensor:
     """One number of a (B, T) tensor's masked entries, a scalar.
 
     - `token`: the mean over all tokens of the batch, so that long answers count for more (DAPO, arXiv:2503.14476,
@@ -52,17 +68,17 @@ def average(x: Tensor, mask: Tensor, how: Averaging, *, length: int) -> Tensor:
     - `constant`: the sum over `length` times the rows, so that every token counts the same in every batch (Dr. GRPO,
       arXiv:2503.20783, appendix). `length` is the longest answer allowed.
 
-    mask: (B, T) bool. Nothing inside gives NaN, as in `masked_mean`.
+    mask: (B, T) bool. Nothing inside gives NaN, as in `masked_mean`; `totals` as there.
     """
-    inside = x.masked_fill(~mask, 0.0)
+    inside, totals = x.masked_fill(~mask, 0.0), totals or Totals.of(mask)
     match how:
         case "token":
-            return inside.sum() / mask.sum()
+            return inside.sum() / totals.tokens
         case "sequence":
             lengths = mask.sum(1)  # (B)
-            return (inside.sum(1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum()
+            return (inside.sum(1) / lengths.clamp(min=1)).sum() / totals.rows
         case "constant":
-            return inside.sum() / (mask.any(1).sum() * length)
+            return inside.sum() / (totals.rows * length)
         case _:
             assert_never(how)
 
@@ -130,17 +146,21 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> TokenL
 
 
 @torch.no_grad()
-def policy_stats(logprobs: Tensor, old_logprobs: Tensor, clipped: Tensor, mask: Tensor) -> PolicyStats:
+def policy_stats(
+    logprobs: Tensor, old_logprobs: Tensor, clipped: Tensor, mask: Tensor, totals: Totals | None = None
+) -> PolicyStats:
     """How far the policy has moved; all (B, T)."""
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     return PolicyStats(
-        approxkl=masked_mean(log_ratio.square(), mask) / 2,
-        clipfrac=masked_mean(clipped.to(log_ratio.dtype), mask),
-        ratio=masked_mean(log_ratio.exp(), mask),
+        approxkl=masked_mean(log_ratio.square(), mask, totals) / 2,
+        clipfrac=masked_mean(clipped.to(log_ratio.dtype), mask, totals),
+        ratio=masked_mean(log_ratio.exp(), mask, totals),
     )
 
 
-def value_loss_clipped(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+def value_loss_clipped(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float, totals: Totals | None = None
+) -> Tensor:
     """The critic's loss, a scalar: half a squared error, blind to gains from moving further than `clip`.
 
     L = 1/2 * mean over tokens of max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2).
@@ -152,7 +172,7 @@ def value_loss_clipped(values: Tensor, old_values: Tensor, returns: Tensor, mask
     old_values = old_values.masked_fill(~mask, 0.0)
     returns = returns.masked_fill(~mask, 0.0)
     near = values.clamp(old_values - clip, old_values + clip)  # (B, T)
-    return masked_mean(torch.maximum((values - returns).square(), (near - returns).square()), mask) / 2
+    return masked_mean(torch.maximum((values - returns).square(), (near - returns).square()), mask, totals) / 2
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

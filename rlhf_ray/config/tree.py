@@ -144,6 +144,9 @@ class ResourcesConfig(Section):
     """GPUs of one generator."""
     learner_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of the learner."""
+    learner_tokens: Count = 8192
+    """Tokens, padding included, that go through the learner's networks at once. A minibatch that holds more is learnt
+    from in parts, with the same gradient; where memory runs out the parts are halved."""
     scorer_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scorer."""
     scorers: Count = 1

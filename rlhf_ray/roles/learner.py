@@ -5,7 +5,7 @@ models. What holds for all: one update of the policy (and of the critic, where t
 log-probs are computed anew here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -13,12 +13,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.algo.batching import minibatches
+from rlhf_ray.algo.batching import by_length, minibatches
 from rlhf_ray.algo.correction import importance_weights
 from rlhf_ray.algo.groups import spread_of
 from rlhf_ray.algo.kl import AdaptiveKL, kl_per_token
-from rlhf_ray.algo.logprobs import entropy_from_logits, nucleus_logprobs
-from rlhf_ray.algo.losses import average, masked_mean, policy_stats, value_loss_clipped
+from rlhf_ray.algo.losses import Totals, masked_mean
 from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
@@ -26,9 +25,10 @@ from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
 from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_model, plain_weights
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
-from rlhf_ray.roles.batch import Batch, collate, collate_rollouts
+from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
+from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.roles.networks import Networks, load_networks
-from rlhf_ray.roles.objective import policy_token_loss
+from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -55,6 +55,7 @@ class Learner:
         }
         self.kl = AdaptiveKL(self.ppo.kl.coef, self.ppo.kl.target, self.ppo.kl.horizon)
         self.estimator = AdvantageEstimator(config)
+        self.objective = Objective(networks, config)
         self.weights_step = 0
         self.bad_updates = 0
 
@@ -73,6 +74,7 @@ class Learner:
         networks = load_networks(
             base,
             sampling=sampling,
+            budget=TokenBudget(config.resources.learner_tokens),
             critic_body=body if config.ppo.advantage == "gae" else None,
             lora=config.lora,
             seed=config.seed,
@@ -89,7 +91,8 @@ class Learner:
         assert len(rollouts) == len(scores), "one reward for each rollout"
         tokens = collate_rollouts(rollouts, pad_id=self.pad_id).to(self.device)
         mask, responses = tokens.mask, Responses.of(rollouts, self.device)
-        logprobs, entropy, sampled_logprobs, unsure = self.networks.all_own_logprobs(tokens)  # (B, T) each
+        own = self.networks.all_own(tokens)
+        logprobs, sampled_logprobs, unsure = own.logprobs, own.sampled, own.unsure  # (B, T) each
         reference_logprobs = self.networks.all_reference_logprobs(tokens)
         kl = kl_per_token(logprobs, reference_logprobs, self.ppo.kl.estimator) * mask  # (B, T)
         kl_response = float(kl.sum(1).mean())
@@ -124,7 +127,7 @@ class Learner:
             "objective/rlhf_reward": float(rewards.sum(1).mean()),
             "objective/kl": kl_response,
             "objective/kl_coef": self.kl.coef,
-            "objective/entropy": float(masked_mean(entropy, mask)),
+            "objective/entropy": float(masked_mean(own.entropy, mask)),
             **_mismatch(behaviour, sampled_logprobs, unsure, mask),
         }
         if self.config.rollout.samples > 1:
@@ -164,6 +167,7 @@ class Learner:
             **means,
             "lr": self.ppo.learning_rate,
             "learn/skipped_updates": float(skipped),
+            "learn/out_of_memory": float(self.networks.budget.halved),
             "learn/left_out": 1 - len(history) / len(planned),
         }
 
@@ -177,16 +181,13 @@ class Learner:
     ) -> list[list[float]]:
         """Log-probs of each (prompt, response)'s response tokens under the policy as it stands, sampled so."""
         tokens = collate(sequences, pad_id=self.pad_id).to(self.device)
-        logits = tokens.at_predictions(self.networks.policy(tokens.ids, attention_mask=tokens.attention).logits)
-        logprobs, _ = nucleus_logprobs(  # (B, T)
-            logits, tokens.response_ids, temperature=sampling.temperature, top_p=sampling.top_p
-        )
+        logprobs = self.networks.say(self.networks.policy, tokens, sampling=sampling).sampled  # (B, T)
         return [row[: len(response)].tolist() for row, (_, response) in zip(logprobs, sequences, strict=True)]
 
     def mean_kl(self, rollouts: Sequence[Rollout]) -> float:
         """KL to the reference in nats a response, estimated on rollouts of the policy as it stands."""
         tokens = collate_rollouts(rollouts, pad_id=self.pad_id).to(self.device)
-        logprobs, reference = self.networks.all_own_logprobs(tokens)[0], self.networks.all_reference_logprobs(tokens)
+        logprobs, reference = self.networks.all_own(tokens).logprobs, self.networks.all_reference_logprobs(tokens)
         return float((kl_per_token(logprobs, reference, self.ppo.kl.estimator) * tokens.mask).sum(1).mean())
 
     def save(self, folder: Path, step: int) -> str | None:
@@ -252,44 +253,38 @@ class Learner:
 
     def _learn(self, batch: Batch, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """One optimizer step; scalars to be averaged over the update."""
-        ppo, rows = self.ppo, batch.rows(index)
-        tokens, mask = rows.tokens, rows.tokens.mask
+        policy_learns = self.weights_step >= self.ppo.critic_warmup
+        drawn = self._draw(len(index), generator) if self.ppo.ptx_coef and policy_learns else None
+        stats = self.networks.budget.spend(
+            lambda max_tokens: self._follow(batch, index, drawn, policy_learns=policy_learns, max_tokens=max_tokens)
+        )
+        norms, finite = self._step(stats.pop("loss"))
+        return stats | {"learn/grad_norm": norms["policy"], "finite": torch.tensor(float(finite))}
+
+    def _follow(
+        self, batch: Batch, index: Tensor, drawn: Tokens | None, *, policy_learns: bool, max_tokens: int
+    ) -> dict[str, Tensor]:
+        """The gradient of a minibatch, summed over parts of at most so many tokens; `loss` and the statistics."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         stats: dict[str, Tensor] = {}
-        losses: list[Tensor] = []
-        if self.weights_step >= ppo.critic_warmup:
-            logprobs, logits = self.networks.logprobs(self.networks.policy, tokens)
-            part = policy_token_loss(ppo, logprobs, rows.logprobs, rows.advantages, mask)
-            policy_loss = self._average(part.loss * rows.weights, mask)
-            entropy = masked_mean(entropy_from_logits(logits), mask)
-            moved = policy_stats(logprobs, rows.logprobs, part.clipped, mask)
-            losses += [policy_loss, -ppo.entropy_coef * entropy]
-            stats |= {
-                "loss/policy_avg": policy_loss,
-                "policy/approxkl_avg": moved.approxkl,
-                "policy/clipfrac_avg": moved.clipfrac,
-                "policy/entropy_avg": entropy,
-                "val/ratio": moved.ratio,
-            }
-            if ppo.kl.where == "loss":
-                kl = kl_per_token(logprobs, rows.reference_logprobs, ppo.kl.estimator)
-                stats["loss/kl_avg"] = self._average(kl, mask)
-                losses.append(self.kl.coef * stats["loss/kl_avg"])
-            if ppo.ptx_coef:
-                stats["loss/ptx_avg"] = self._ptx_loss(len(index), generator)
-                losses.append(ppo.ptx_coef * stats["loss/ptx_avg"])
-        if rows.returns is not None and rows.values is not None:
-            values = self.networks.values(tokens)
-            stats["loss/value_avg"] = value_loss_clipped(values, rows.values, rows.returns, mask, clip=ppo.value_clip)
-            losses.append(ppo.value_coef * stats["loss/value_avg"])
-        norms, finite = self._step(torch.stack(losses).sum())
-        stats |= {"learn/grad_norm": norms["policy"], "finite": torch.tensor(float(finite))}
-        return {name: value.detach() for name, value in stats.items()}
+
+        def add(loss: Tensor, told: dict[str, Tensor]) -> None:
+            loss.backward()
+            for name, value in {**told, "loss": loss}.items():
+                stats[name] = stats.get(name, torch.zeros_like(value)) + value.detach()
+
+        totals = Totals.of(batch.tokens.mask[index])
+        for part in _parts(batch.tokens.attention[index], max_tokens):
+            add(*self.objective.of(batch.rows(index[part]), totals, kl_coef=self.kl.coef, policy_learns=policy_learns))
+        if drawn is not None:
+            totals = Totals.of(drawn.mask)
+            for part in _parts(drawn.attention, max_tokens):
+                add(*self.objective.on_demonstrations(drawn.rows(part), totals))
+        return stats
 
     def _step(self, loss: Tensor) -> tuple[dict[str, Tensor], bool]:
         """Follows the gradient where it is finite; its norm by network before clipping."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norms = {
             name: nn.utils.clip_grad_norm_(_learning(model), self.ppo.max_grad_norm)
             for name, model in self.learning.items()
@@ -306,15 +301,17 @@ class Learner:
             )
         return norms, finite
 
-    def _average(self, x: Tensor, mask: Tensor) -> Tensor:
-        return average(x, mask, self.ppo.average, length=self.config.rollout.max_tokens)
-
-    def _ptx_loss(self, n: int, generator: torch.Generator) -> Tensor:
-        """The mean loss a token on n demonstrations: PPO-ptx, Ouyang et al. 2022 (arXiv:2203.02155), equation 2."""
+    def _draw(self, n: int, generator: torch.Generator) -> Tokens:
+        """n demonstrations."""
         assert self.demonstrations, "ppo.ptx_coef needs demonstrations"
         drawn = torch.randint(len(self.demonstrations), (n,), generator=generator).tolist()
-        tokens = collate([self.demonstrations[i] for i in drawn], pad_id=self.pad_id).to(self.device)
-        return -masked_mean(self.networks.logprobs(self.networks.policy, tokens)[0], tokens.mask)
+        return collate([self.demonstrations[i] for i in drawn], pad_id=self.pad_id).to(self.device)
+
+
+def _parts(attention: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Row numbers of a (B, L) mask in parts of like lengths."""
+    for part in by_length(attention.sum(1).tolist(), max_tokens=max_tokens):
+        yield torch.tensor(part, device=attention.device)
 
 
 def _learning(model: nn.Module) -> list[nn.Parameter]:

@@ -1,11 +1,13 @@
 """The networks that a learner holds, and what they say of a batch: log-probs, entropies, values."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
 
 from rlhf_ray.algo.batching import by_length
@@ -14,27 +16,49 @@ from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, quiet_transformers
+from rlhf_ray.models.logits import head_is_known, hidden_states, logits_from
 from rlhf_ray.models.lora import with_adapter, without_adapter, without_adapter_for_good
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
+from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.types import Sampling
 
 NO_LORA = LoRAConfig()
-FORWARD_TOKENS = 8192
-"""Tokens of one forward pass without gradient; bounds the memory that logits take."""
+LOGITS_AT_ONCE = 2**23
+"""Numbers: 32 MiB in float32. More are made piece by piece, and made again for the gradient rather than kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a policy says of the response tokens of a batch; (B, T) each, 0 outside the mask."""
+
+    logprobs: Tensor
+    """At the sampling temperature: what is learnt with."""
+    entropy: Tensor
+    """Nats, of the same distribution."""
+    sampled: Tensor
+    """Log-probs of the nucleus that an engine samples from; the same where it samples from all."""
+    unsure: Tensor
+    """Bool: where float error decides what the nucleus holds."""
 
 
 class Networks:
     """Policy, reference and, where the advantage needs one, critic, on one device."""
 
     def __init__(
-        self, policy: Any, reference: PreTrainedModel | None, critic: nn.Module | None, sampling: Sampling
+        self,
+        policy: Any,
+        reference: PreTrainedModel | None,
+        critic: nn.Module | None,
+        sampling: Sampling,
+        budget: TokenBudget,
     ) -> None:
         """Without a reference of its own, the policy without its adapter is the reference."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy, self.critic = policy.to(self.device), critic.to(self.device) if critic is not None else None
         self.reference = reference.to(self.device).requires_grad_(False) if reference is not None else None
-        self.sampling = sampling
+        self.sampling, self.budget = sampling, budget
+        self.in_halves = head_is_known(self.policy)
 
     def adopt(self, policy: PreTrainedModel) -> None:
         """Another policy in place of this one; the reference stays what it was."""
@@ -42,11 +66,36 @@ class Networks:
             self.reference = without_adapter_for_good(self.policy).requires_grad_(False)
         self.policy = policy.to(self.device)
 
-    def logprobs(self, model: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """(B, T) log-probs of the responses at the sampling temperature, and the (B, T, V) logits behind them."""
-        logits = tokens.at_predictions(model(tokens.ids, attention_mask=tokens.attention).logits)
-        logits = logits / self.sampling.temperature
-        return token_logprobs(logits, tokens.response_ids), logits
+    def say(self, model: Any, tokens: Tokens, *, sampling: Sampling | None = None, learn_entropy: bool = False) -> Said:
+        """What a policy says of the responses, sampled as the engines do or as told.
+
+        Logits are made for response positions only, and never more than `LOGITS_AT_ONCE` of them: their peak does not
+        grow with the batch, only with the vocabulary. Entropy has a gradient only where it is to be learnt.
+        """
+        sampling, mask = sampling or self.sampling, tokens.mask
+        if self.in_halves:
+            states = hidden_states(model, tokens.ids, tokens.attention)  # (B, L, H)
+        else:
+            states = model(tokens.ids, attention_mask=tokens.attention).logits  # (B, L, V)
+        states, ids = tokens.at_predictions(states)[mask], tokens.response_ids[mask]  # (N, H or V), (N)
+
+        def one(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+            logits = (logits_from(model, states) if self.in_halves else states) / sampling.temperature  # (n, V)
+            logprobs = token_logprobs(logits, ids)
+            entropy = entropy_from_logits(logits if learn_entropy else logits.detach())
+            if sampling.top_p == 1:
+                return logprobs, entropy, logprobs, torch.zeros_like(ids, dtype=torch.bool)
+            nucleus = nucleus_logprobs(logits.detach(), ids, temperature=1.0, top_p=sampling.top_p)
+            return logprobs, entropy, *nucleus
+
+        size = max(1, LOGITS_AT_ONCE // self._vocabulary(model))
+        again = self.in_halves and len(ids) > size and torch.is_grad_enabled()
+        parts = [
+            checkpoint(one, *part, use_reentrant=False) if again else one(*part)
+            for part in zip(states.split(size), ids.split(size), strict=True)
+        ]
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))  # (N) each
+        return Said(*(torch.zeros_like(mask, dtype=x.dtype).masked_scatter(mask, x) for x in columns))
 
     def values(self, tokens: Tokens) -> Tensor:
         """(B, T) what the critic says of the state in which each response token was chosen."""
@@ -54,23 +103,20 @@ class Networks:
         outputs = self.critic(tokens.ids, attention_mask=tokens.attention).logits.squeeze(-1)  # (B, P+T)
         return tokens.at_predictions(outputs)
 
-    def all_own_logprobs(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        """(B, T) each: log-probs to learn with, entropy, log-probs as the engine samples, where those are unsure."""
+    def all_own(self, tokens: Tokens) -> Said:
+        """What the policy says, without gradient, in pieces that fit."""
 
         def one(rows: Tokens) -> tuple[Tensor, ...]:
-            logprobs, logits = self.logprobs(self.policy, rows)
-            if self.sampling.top_p == 1:
-                return logprobs, entropy_from_logits(logits), logprobs, torch.zeros_like(rows.mask)
-            sampled, unsure = nucleus_logprobs(logits, rows.response_ids, temperature=1.0, top_p=self.sampling.top_p)
-            return logprobs, entropy_from_logits(logits), sampled, unsure
+            said = self.say(self.policy, rows)
+            return tuple(getattr(said, field.name) for field in fields(said))
 
-        return self._in_pieces(tokens, one)
+        return Said(*self._in_pieces(tokens, one))
 
     def all_reference_logprobs(self, tokens: Tokens) -> Tensor:
         """(B, T) without gradient."""
         model = self.policy if self.reference is None else self.reference
         with without_adapter(model):
-            return self._in_pieces(tokens, lambda rows: (self.logprobs(model, rows)[0],))[0]
+            return self._in_pieces(tokens, lambda rows: (self.say(model, rows).logprobs,))[0]
 
     def all_values(self, tokens: Tokens) -> Tensor:
         """(B, T) without gradient."""
@@ -80,16 +126,23 @@ class Networks:
     def _in_pieces(self, tokens: Tokens, function: Callable[[Tokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """`function` over the batch in pieces of like length, its (b, t) results put together as (B, T)."""
         lengths = tokens.attention.sum(1).tolist()
-        results: tuple[Tensor, ...] | None = None
-        for piece in by_length(lengths, max_tokens=FORWARD_TOKENS):
-            index = torch.tensor(piece, device=self.device)
-            rows = function(tokens.rows(index))
-            if results is None:
-                results = tuple(torch.zeros(tokens.mask.shape, dtype=row.dtype, device=self.device) for row in rows)
-            for result, row in zip(results, rows, strict=True):
-                result[index, : row.shape[1]] = row
-        assert results is not None, "an empty batch reached the learner"
-        return results
+
+        def attempt(max_tokens: int) -> tuple[Tensor, ...]:
+            results: tuple[Tensor, ...] | None = None
+            for piece in by_length(lengths, max_tokens=max_tokens):
+                index = torch.tensor(piece, device=self.device)
+                rows = function(tokens.rows(index))
+                if results is None:
+                    results = tuple(torch.zeros_like(tokens.mask, dtype=row.dtype) for row in rows)
+                for result, row in zip(results, rows, strict=True):
+                    result[index, : row.shape[1]] = row
+            assert results is not None, "an empty batch reached the learner"
+            return results
+
+        return self.budget.spend(attempt)
+
+    def _vocabulary(self, model: Any) -> int:
+        return int(model.get_output_embeddings().weight.shape[0])
 
 
 def new_critic(body: Path, policy: Path) -> PreTrainedModel:
@@ -126,11 +179,17 @@ def _head(critic: PreTrainedModel) -> str:
 
 
 def load_networks(
-    base: Path, *, sampling: Sampling, critic_body: Path | None, lora: LoRAConfig = NO_LORA, seed: int = 0
+    base: Path,
+    *,
+    sampling: Sampling,
+    budget: TokenBudget,
+    critic_body: Path | None,
+    lora: LoRAConfig = NO_LORA,
+    seed: int = 0,
 ) -> Networks:
     """All at the start of a run: the policy and the reference are the base policy."""
     policy = with_adapter(load_policy(base), lora, use="policy", seed=seed)
     critic = None
     if critic_body is not None:
         critic = with_adapter(new_critic(critic_body, base), lora, use="critic", seed=seed)
-    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling)
+    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling, budget)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_ray.algo.losses import (
     Averaging,
     TokenLoss,
+    Totals,
     average,
     cispo_loss,
     clip_loss,
@@ -104,6 +105,18 @@ def test_averages_worked_by_hand() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     found = {how: average(x, mask, how, length=10).item() for how in AVERAGES}
     assert found == {"token": 3.5, "sequence": 4.0, "constant": pytest.approx(0.7)}
+
+
+@pytest.mark.parametrize("how", AVERAGES)
+@parity
+@given(ragged())
+def test_parts_that_know_the_totals_add_up_to_the_whole(how: Averaging, batch: Ragged) -> None:
+    (x,) = batch.draw(1, fill=torch.nan)
+    totals, half = Totals.of(batch.mask), len(x) // 2
+    parts = [
+        average(x[rows], batch.mask[rows], how, length=9, totals=totals) for rows in (slice(0, half), slice(half, None))
+    ]
+    assert sum(parts).item() == pytest.approx(average(x, batch.mask, how, length=9).item(), abs=1e-5)
 
 
 def test_masked_mean_sees_the_mask_only() -> None:

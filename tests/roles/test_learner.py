@@ -3,16 +3,18 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rlhf_ray.config import Config, load_config
-from rlhf_ray.errors import Diverged
+from rlhf_ray.errors import Diverged, InfrastructureError
 from rlhf_ray.models.checkpoint import newest_valid
 from rlhf_ray.models.policy import new_policy, save_policy, train_tokenizer
-from rlhf_ray.roles.batch import collate
+from rlhf_ray.roles.batch import Tokens, collate
 from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.networks import Networks
 from rlhf_ray.roles.weights import unflatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -344,3 +346,64 @@ def test_a_minibatch_cuts_the_columns_that_none_of_its_rows_uses() -> None:
     assert picked.ids.tolist() == [[1, 2, 3]]
     assert picked.response_ids.tolist() == [[3]]
     assert picked.mask.tolist() == [[True]]
+
+
+ALGORITHMS = {
+    "gae": [],
+    "sequence": ["ppo.average=sequence"],
+    "gspo": ["ppo.advantage=grpo", "ppo.loss=gspo", "rollout.samples=2", "rollout.prompts=4"],
+    "constant": ["ppo.advantage=dr_grpo", "rollout.samples=2", "rollout.prompts=4"],
+    "kl in the loss": ["ppo.kl.where=loss", "ppo.kl.estimator=k3", "ppo.entropy_coef=0.01"],
+    "ptx": ["ppo.ptx_coef=0.5"],
+}
+DEMONSTRATIONS = [([10, 11, 12, 13, 14, 15][: 4 + i % 3], 2) for i in range(6)]
+
+
+def updated(base: Path, settings: list[str], tokens: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """An update's statistics, and the weights after it; by plain descent, for Adam makes much of a gradient's noise."""
+    config = small(f"resources.learner_tokens={tokens}", *settings)
+    learner = Learner.from_folder(base, config, demonstrations=DEMONSTRATIONS)
+    learner.optimizers = {
+        name: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for name, model in learner.learning.items()
+    }
+    rollouts = [replace(rollout, prompt_id=f"p{i // 2}") for i, rollout in enumerate(make_rollouts(learner))]
+    batch = learner.prepare(Scored(rollouts, [0.1 * i * i for i in range(8)]))
+    return learner.update(batch), learner.networks.policy.state_dict()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_update_in_parts_is_the_whole_one(base: Path, algorithm: str) -> None:
+    whole, weights = updated(base, ALGORITHMS[algorithm], 4096)
+    parts, same = updated(base, ALGORITHMS[algorithm], 9)  # a sequence or two at once
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-6)
+    assert all(torch.allclose(weights[name], same[name], atol=1e-5) for name in weights)
+
+
+def test_an_update_that_does_not_fit_is_halved_and_is_the_same(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, weights = updated(base, [], 64)
+    say = Networks.say
+
+    def with_little_memory(self: Networks, model: Any, tokens: Tokens, **options: Any) -> Any:
+        said = say(self, model, tokens, **options)
+        if torch.is_grad_enabled() and tokens.ids.numel() > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return said
+
+    monkeypatch.setattr(Networks, "say", with_little_memory)
+    told, same = updated(base, [], 64)
+    assert told.pop("learn/out_of_memory") == 2.0
+    wanted.pop("learn/out_of_memory")
+    assert told == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert all(torch.allclose(weights[name], same[name], atol=1e-5) for name in weights)
+
+
+def test_an_update_that_never_fits_stops_with_the_setting_to_change(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Networks, "values", never)
+    with pytest.raises(InfrastructureError, match=r"set resources\.learner_tokens"):
+        updated(base, [], 64)

@@ -3,9 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_ray.algo.logprobs import nucleus_logprobs
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward import new_reward_model
-from rlhf_ray.roles.networks import load_networks, new_critic
+from rlhf_ray.roles import networks as networks_module
+from rlhf_ray.roles.batch import Tokens, collate
+from rlhf_ray.roles.budget import TokenBudget
+from rlhf_ray.roles.networks import Networks, load_networks, new_critic
 from rlhf_ray.types import Sampling
 from tests.models.tiny import make_policy_folder
 
@@ -37,6 +41,70 @@ def test_a_reward_model_that_reads_other_tokens_is_no_critic(base: Path, tmp_pat
 
 
 def test_without_a_body_there_is_no_critic(base: Path) -> None:
-    networks = load_networks(base, sampling=Sampling(), critic_body=None)
+    networks = load_networks(base, sampling=Sampling(), budget=TokenBudget(4096), critic_body=None)
     assert networks.critic is None
     assert not any(parameter.requires_grad for parameter in networks.reference.parameters())
+
+
+def ragged(networks: Networks) -> Tokens:
+    """Prompts of 1 to 4 and responses of 0 to 6 tokens."""
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 60, (12, 10), generator=draw).tolist()
+    return collate([(row[: 1 + i % 4], row[4 : 4 + i % 7]) for i, row in enumerate(ids)], pad_id=0)
+
+
+def make_networks(base: Path, temperature: float = 0.7, top_p: float = 0.9) -> Networks:
+    sampling = Sampling(temperature=temperature, top_p=top_p)
+    return load_networks(base, sampling=sampling, budget=TokenBudget(4096), critic_body=None)
+
+
+def test_what_a_policy_says_is_what_its_whole_logits_say(base: Path) -> None:
+    networks = make_networks(base)
+    tokens = ragged(networks)
+    said = networks.say(networks.policy, tokens)
+    logits = tokens.at_predictions(networks.policy(tokens.ids, attention_mask=tokens.attention).logits) / 0.7
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(-1, tokens.response_ids.unsqueeze(-1)).squeeze(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    nucleus, unsure = nucleus_logprobs(logits, tokens.response_ids, temperature=1.0, top_p=0.9)
+    for found, wanted in ((said.logprobs, own), (said.entropy, entropy), (said.sampled, nucleus)):
+        assert torch.allclose(found, wanted.masked_fill(~tokens.mask, 0.0), atol=1e-5)
+    assert torch.equal(said.unsure, unsure & tokens.mask)
+
+
+@pytest.mark.parametrize("in_halves", [True, False])
+def test_logits_made_piece_by_piece_give_the_same_figures_and_the_same_gradient(
+    base: Path, in_halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures_and_gradient() -> tuple[torch.Tensor, ...]:
+        networks = make_networks(base, top_p=1.0)
+        assert networks.in_halves
+        networks.in_halves = in_halves
+        said = networks.say(networks.policy, ragged(networks), learn_entropy=True)
+        (said.logprobs.sum() + said.entropy.square().sum()).backward()
+        gradients = [parameter.grad for parameter in networks.policy.parameters()]
+        return said.logprobs.detach(), said.entropy.detach(), *gradients
+
+    whole = figures_and_gradient()
+    sizes = []
+    plain = networks_module.token_logprobs
+
+    def watched(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        sizes.append(logits.numel())
+        return plain(logits, ids)
+
+    monkeypatch.setattr(networks_module, "token_logprobs", watched)
+    vocabulary = len(whole[2])
+    monkeypatch.setattr(networks_module, "LOGITS_AT_ONCE", 5 * vocabulary)
+    pieces = figures_and_gradient()
+    assert max(sizes) == 5 * vocabulary
+    assert len(sizes) == 14 if in_halves else 7  # 33 tokens, and once more for the gradient
+    for one, other in zip(whole, pieces, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_entropy_has_a_gradient_only_where_it_is_learnt(base: Path) -> None:
+    networks = make_networks(base)
+    tokens = ragged(networks)
+    assert not networks.say(networks.policy, tokens).entropy.requires_grad
+    assert networks.say(networks.policy, tokens, learn_entropy=True).entropy.requires_grad

@@ -1,0 +1,51 @@
+"""A language model in two halves, hidden states and the head over the vocabulary: logits are made a few at a time.
+
+The (B, T, V) logits of a batch are by far its largest tensor: 4 bytes times 128,000 words a token. Whoever asks for
+log-probs wants one number a token.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+
+def hidden_states(model: Any, ids: Tensor, attention: Tensor) -> Tensor:
+    """(B, L, H) what the head reads; ids, attention: (B, L)."""
+    hidden: Tensor = (
+        _plain(model).base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+    )
+    return hidden
+
+
+def logits_from(model: Any, hidden: Tensor) -> Tensor:
+    """(..., V) from (..., H), as the model's own forward pass makes them: `head_is_known` says for which models."""
+    plain = _plain(model)
+    logits: Tensor = plain.get_output_embeddings()(hidden)
+    config = plain.config
+    if getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / config.logits_scaling
+    if getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * config.logit_scale
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    return logits if not cap else cap * torch.tanh(logits / cap)
+
+
+@torch.no_grad()
+def head_is_known(model: Any) -> bool:
+    """Whether the two halves make the model's own logits; an architecture with more behind its head is asked whole."""
+    plain = _plain(model)
+    device = plain.get_input_embeddings().weight.device
+    ids = torch.arange(8, device=device).unsqueeze(0) % plain.config.get_text_config().vocab_size
+    attention = torch.ones_like(ids)
+    try:
+        halves = logits_from(model, hidden_states(model, ids, attention))
+    except (AttributeError, TypeError):
+        return False
+    whole = plain(input_ids=ids, attention_mask=attention).logits
+    return halves.shape == whole.shape and torch.allclose(halves, whole, rtol=1e-4, atol=1e-5)
+
+
+def _plain(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
