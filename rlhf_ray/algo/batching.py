@@ -29,6 +29,17 @@ def minibatches(n: int, size: int, generator: torch.Generator) -> Iterator[Tenso
         yield order[start : start + size]
 
 
+def dealt_by_length(lengths: Sequence[int], *, max_tokens: int, hands: int) -> list[list[list[int]]]:
+    """`by_length`'s batches dealt out to so many hands, as many to each; where they do not go round, empty ones.
+
+    There are at least as many batches as hands where there are as many sequences, for none should only look on.
+    """
+    fair = -(-sum(lengths) // hands)
+    batches = by_length(lengths, max_tokens=max_tokens if hands == 1 else min(max_tokens, max(1, fair)))
+    batches += [[] for _ in range(-len(batches) % hands)]
+    return [batches[hand::hands] for hand in range(hands)]
+
+
 def by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
     """Batches of indices, longest sequences first, each at most `max_tokens` large once padded.
 

@@ -142,8 +142,10 @@ class ResourcesConfig(Section):
     """CPU threads for each role; 0: all cores, for in a synchronous step one role works at a time."""
     generator_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one generator."""
+    learner_ranks: Count = 1
+    """Processes that learn together, each with a shard of every network (FSDP) and a share of every minibatch."""
     learner_gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of the learner."""
+    """GPUs of one of the learner's ranks."""
     learner_tokens: Count = 8192
     """Tokens, padding included, that go through the learner's networks at once. A minibatch that holds more is learnt
     from in parts, with the same gradient; where memory runs out the parts are halved."""
@@ -220,6 +222,8 @@ class Config(Section):
             )
         if self.lora.rank and self.method != "rl":
             raise ValueError(f"lora.rank is for method=rl: method={self.method} learns with all weights; leave it out")
+        if self.lora.rank and self.resources.learner_ranks > 1:
+            raise ValueError("lora.rank is for one rank: leave it out, or set resources.learner_ranks=1")
         if self.lora.rank and ppo.kl.refresh_every:
             raise ValueError(
                 "ppo.kl.refresh_every needs a reference of its own, and with lora it is the policy without lora"

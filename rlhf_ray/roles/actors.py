@@ -11,6 +11,7 @@ from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.roles.batch import Batch
 from rlhf_ray.roles.generator import Engine, Generator
 from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.ranks import free_port, join_ranks
 from rlhf_ray.roles.scorer import Scorer, Scoring
 from rlhf_ray.roles.weights import FlatWeights
 from rlhf_ray.types import Rollout, Sampling, Scored
@@ -39,15 +40,25 @@ class ScorerActor(_Resident, Scorer):
 
 
 class LearnerActor(_Resident):
-    """A learner that is made where it runs; what it has prepared stays with it."""
+    """A rank of the learner, made where it runs; what it has prepared stays with it."""
 
-    def __init__(self, make_learner: Callable[[], Learner]) -> None:
-        self.learner = make_learner()
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
         self.batch: Batch | None = None
 
-    def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
+    def meeting_point(self) -> str:
+        """Where the other ranks find this one."""
+        return f"{ray.util.get_node_ip_address()}:{free_port()}"
+
+    def make(self, make_learner: Callable[..., Learner], meeting_point: str | None, deadline_s: float) -> str:
+        """Joins the other ranks and makes the learner; says where that is."""
+        ranks = join_ranks(self.index, self.count, meeting_point, deadline_s=deadline_s)
+        self.learner = make_learner(ranks=ranks) if self.count > 1 else make_learner()
+        return self.whereabouts()
+
+    def prepare(self, given: tuple[Scored, Scored | None]) -> dict[str, float]:
         """Keeps the batch, returns its metrics."""
-        self.batch = self.learner.prepare(sampled, greedy)
+        self.batch = self.learner.prepare(*given)
         return self.batch.metrics
 
     def update(self) -> dict[str, float]:
@@ -56,9 +67,11 @@ class LearnerActor(_Resident):
         batch, self.batch = self.batch, None
         return self.learner.update(batch)
 
-    def push(self) -> tuple[FlatWeights, tuple[int, str, int]]:
-        """The weights, and beside them what the driver needs to know: step, hash and size."""
+    def push(self) -> tuple[FlatWeights | None, tuple[int, str, int] | None]:
+        """The weights, and beside them what the driver needs to know: step, hash and size. Only the first rank's."""
         flat = self.learner.export_weights()
+        if flat is None:
+            return None, None
         return flat, (flat.weights_step, flat.sha256, flat.buffer.nbytes)
 
     def logprobs_of(

@@ -14,8 +14,9 @@ HALVINGS_ALLOWED = 3
 class TokenBudget:
     """Tokens, padding included, of one pass; halved for good whenever a pass did not fit."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, *, alone: bool = True) -> None:
+        """`alone`: no other rank waits for this one in the middle of a pass, so it may be made again."""
+        self.tokens, self.alone = tokens, alone
         self.halved = 0
 
     def spend(self, attempt: Callable[[int], T]) -> T:
@@ -31,7 +32,7 @@ class TokenBudget:
                     raise
                 reason = str(error).splitlines()[0]
             # here and not above, for the error's traceback holds the tensors of the pass
-            if self.halved == HALVINGS_ALLOWED or self.tokens < 2:
+            if self.halved == HALVINGS_ALLOWED or self.tokens < 2 or not self.alone:
                 raise InfrastructureError(
                     f"the learner ran out of memory {self.halved + 1} times, last with {self.tokens} tokens at once "
                     f"({reason}); set resources.learner_tokens below that, or give it more memory"

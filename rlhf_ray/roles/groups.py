@@ -39,6 +39,10 @@ class Group:
         self.nodes: dict[str, str] = {}
         """Where each actor lives; known once it is ready."""
 
+    def ready(self) -> dict[str, ray.ObjectRef]:
+        """What each actor says once it is ready: where it lives."""
+        return {name: actor.whereabouts.remote() for name, actor in self.actors.items()}
+
     def close(self) -> None:
         """Ends the actors and frees what they hold."""
         for actor in self.actors.values():
@@ -203,62 +207,73 @@ class ScorerGroup(Group):
 
 
 class LearnerGroup(Group):
-    """The learner; `weights.WeightsSource`."""
+    """The learner's ranks as one; `weights.WeightsSource`. All are asked the same, the first one's answer counts."""
 
-    @property
-    def actor(self) -> Any:
-        """Its one actor's handle."""
-        (actor,) = self.actors.values()
-        return actor
+    def __init__(
+        self, actors: Mapping[str, Any], *, deadline_s: float, starting: Mapping[str, ray.ObjectRef] | None = None
+    ) -> None:
+        """`starting`: what each rank says once it is made."""
+        super().__init__(actors, deadline_s=deadline_s)
+        self._starting = starting
+
+    def ready(self) -> dict[str, ray.ObjectRef]:
+        """What each rank says once it is made."""
+        return dict(self._starting) if self._starting is not None else super().ready()
 
     def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         """Advantages for a step's rollouts, kept with the learner for `update`; returns metrics."""
         doing = f"preparing {len(sampled.rollouts)} rollouts"
-        metrics: dict[str, float] = self._answer(self.actor.prepare.remote(sampled, greedy), doing)
+        given = ray.put((sampled, greedy)) if len(self.actors) > 1 else (sampled, greedy)
+        metrics: dict[str, float] = self._ask(lambda rank: rank.prepare.remote(given), doing)
         return metrics
 
     def update(self) -> dict[str, float]:
         """Learns from what was prepared last; returns metrics."""
-        metrics: dict[str, float] = self._answer(self.actor.update.remote(), "updating")
+        metrics: dict[str, float] = self._ask(lambda rank: rank.update.remote(), "updating")
         return metrics
 
     def push_weights(self) -> PushedWeights:
         """The policy's weights in the object store; they do not pass through this process."""
-        weights, header = self.actor.push.options(num_returns=2).remote()
-        return PushedWeights(weights, *self._answer(header, "exporting weights"))
+        pushed = {name: rank.push.options(num_returns=2).remote() for name, rank in self.actors.items()}
+        headers = self._gather({name: header for name, (_, header) in pushed.items()}, "exporting weights")
+        return PushedWeights(pushed[self._first][0], *headers[self._first])
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
     ) -> list[list[float]]:
         """Log-probs of each (prompt, response)'s response tokens under the policy as it stands."""
         doing = f"computing log-probs of {len(sequences)} responses"
-        logprobs: list[list[float]] = self._answer(self.actor.logprobs_of.remote(sequences, sampling), doing)
+        logprobs: list[list[float]] = self._ask(lambda rank: rank.logprobs_of.remote(sequences, sampling), doing)
         return logprobs
 
     def mean_kl(self, rollouts: Sequence[Rollout]) -> float:
         """KL to the reference in nats a response, estimated on rollouts of the policy as it stands."""
-        kl: float = self._answer(self.actor.mean_kl.remote(rollouts), f"estimating KL on {len(rollouts)} rollouts")
+        doing = f"estimating KL on {len(rollouts)} rollouts"
+        kl: float = self._ask(lambda rank: rank.mean_kl.remote(rollouts), doing)
         return kl
 
     def save(self, folder: Path, step: int) -> str | None:
         """Writes a checkpoint; where the disk refuses it, says why."""
-        refused: str | None = self._answer(
-            self.actor.save.remote(folder, step), f"saving the checkpoint of step {step}"
-        )
+        doing = f"saving the checkpoint of step {step}"
+        refused: str | None = self._ask(lambda rank: rank.save.remote(folder, step), doing)
         return refused
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
-        self._answer(self.actor.load.remote(checkpoint), f"loading the checkpoint of step {checkpoint.step}")
+        given = ray.put(checkpoint)
+        self._ask(lambda rank: rank.load.remote(given), f"loading the checkpoint of step {checkpoint.step}")
 
     def adopt(self, folder: Path) -> None:
         """Takes a folder's policy in place of its own, as one step of learning."""
-        self._answer(self.actor.adopt.remote(folder), f"loading the policy {folder}")
+        self._ask(lambda rank: rank.adopt.remote(folder), f"loading the policy {folder}")
 
     def save_policy(self, folder: Path) -> None:
         """Writes the policy as a plain Hugging Face folder."""
-        self._answer(self.actor.save_policy.remote(folder), "saving the policy")
+        self._ask(lambda rank: rank.save_policy.remote(folder), "saving the policy")
 
-    def _answer(self, ref: ray.ObjectRef, doing: str) -> Any:
-        (name,) = self.actors
-        return self._gather({name: ref}, doing)[name]
+    @property
+    def _first(self) -> str:
+        return next(iter(self.actors))
+
+    def _ask(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> Any:
+        return self._gather({name: call(rank) for name, rank in self.actors.items()}, doing)[self._first]

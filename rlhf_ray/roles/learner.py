@@ -5,15 +5,16 @@ models. What holds for all: one update of the policy (and of the critic, where t
 log-probs are computed anew here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from rlhf_ray.algo.batching import by_length, minibatches
+from rlhf_ray.algo.batching import dealt_by_length, minibatches
 from rlhf_ray.algo.correction import importance_weights
 from rlhf_ray.algo.groups import spread_of
 from rlhf_ray.algo.kl import AdaptiveKL, kl_per_token
@@ -27,8 +28,9 @@ from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
-from rlhf_ray.roles.networks import Networks, load_networks
+from rlhf_ray.roles.networks import ALONE, Networks, load_networks
 from rlhf_ray.roles.objective import Objective
+from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -42,7 +44,7 @@ class Learner:
         self, networks: Networks, *, config: Config, base: Path, demonstrations: Sequence[tuple[list[int], int]] = ()
     ) -> None:
         """`demonstrations`: token ids of prompt and response, and how many are the prompt's; for `ppo.ptx_coef`."""
-        self.networks, self.device = networks, networks.device
+        self.networks, self.device, self.ranks = networks, networks.device, networks.ranks
         self.config, self.ppo = config, config.ppo
         self.tokenizer = load_tokenizer(base)
         self.pad_id = int(self.tokenizer.pad_token_id)
@@ -67,6 +69,7 @@ class Learner:
         *,
         reward_model: Path | None = None,
         demonstrations: Sequence[tuple[list[int], int]] = (),
+        ranks: Ranks = ALONE,
     ) -> Self:
         """A learner at weights step 0: the policy and the reference are the base policy."""
         body = reward_model if config.ppo.critic_from == "reward_model" else base
@@ -74,10 +77,11 @@ class Learner:
         networks = load_networks(
             base,
             sampling=sampling,
-            budget=TokenBudget(config.resources.learner_tokens),
+            budget=TokenBudget(config.resources.learner_tokens, alone=ranks.count == 1),
             critic_body=body if config.ppo.advantage == "gae" else None,
             lora=config.lora,
             seed=config.seed,
+            ranks=ranks,
         )
         return cls(networks, config=config, base=base, demonstrations=demonstrations)
 
@@ -171,9 +175,10 @@ class Learner:
             "learn/left_out": 1 - len(history) / len(planned),
         }
 
-    def export_weights(self) -> FlatWeights:
-        """The policy's weights for the generators, under the names that `save_pretrained` writes."""
-        return flatten(plain_weights(self.networks.policy), self.weights_step)
+    def export_weights(self) -> FlatWeights | None:
+        """The policy's weights for the generators, under the names that `save_pretrained` writes; the first rank's."""
+        weights = self._whole(plain_weights(self.networks.policy))
+        return flatten(weights, self.weights_step) if self.ranks.first else None
 
     @torch.no_grad()
     def logprobs_of(
@@ -191,15 +196,20 @@ class Learner:
         return float((kl_per_token(logprobs, reference, self.ppo.kl.estimator) * tokens.mask).sum(1).mean())
 
     def save(self, folder: Path, step: int) -> str | None:
-        """A checkpoint of everything that decides the rest of the run; where the disk refuses it, why."""
-        tensors = {name: learnt_weights(model) for name, model in self.learning.items()}
+        """A checkpoint of everything that decides the rest of the run; where the disk refuses it, why.
+
+        It holds whole tensors, written by the first rank, so any number of ranks can go on from it.
+        """
+        tensors = {name: self._whole(learnt_weights(model)) for name, model in self.learning.items()}
         if self.ppo.kl.refresh_every and self.networks.reference is not None:
-            tensors["reference"] = self.networks.reference.state_dict()
+            tensors["reference"] = self._whole(self.networks.reference.state_dict())
         for name, optimizer in self.optimizers.items():
             moments = optimizer.state_dict()["state"]
-            tensors[f"optimizer_{name}"] = {
-                f"{index}.{key}": value for index, state in moments.items() for key, value in state.items()
-            }
+            tensors[f"optimizer_{name}"] = self._whole(
+                {f"{index}.{key}": value for index, state in moments.items() for key, value in state.items()}
+            )
+        if not self.ranks.first:
+            return None
         state = {
             "weights_step": self.weights_step,
             "bad_updates": self.bad_updates,
@@ -216,14 +226,18 @@ class Learner:
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
         for name, model in self.learning.items():
-            load_learnt_weights(model, checkpoint.tensors[name])
-        if self.ppo.kl.refresh_every and self.networks.reference is not None:
-            self.networks.reference.load_state_dict(checkpoint.tensors["reference"])
+            load_learnt_weights(model, self._shards(learnt_weights(model), checkpoint.tensors[name]))
+        reference = self.networks.reference
+        if self.ppo.kl.refresh_every and reference is not None:
+            reference.load_state_dict(self._shards(reference.state_dict(), checkpoint.tensors["reference"]))
         for name, optimizer in self.optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
+            parameters = _learning(self.learning[name])
             for key, value in checkpoint.tensors.get(f"optimizer_{name}", {}).items():
                 index, moment = key.split(".", 1)
-                moments.setdefault(int(index), {})[moment] = value
+                like = parameters[int(index)]
+                shard = self.ranks.like(like, value) if value.shape == like.shape else value  # or a count of steps
+                moments.setdefault(int(index), {})[moment] = shard
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         state = checkpoint.state
         self.weights_step, self.bad_updates = state["weights_step"], state["bad_updates"]
@@ -231,8 +245,15 @@ class Learner:
         self.estimator.load(state["estimator"])
 
     def save_policy(self, folder: Path) -> None:
-        """The policy as a plain Hugging Face folder."""
-        save_policy(folder, plain_model(self.networks.policy), self.tokenizer)
+        """The policy as a plain Hugging Face folder; the first rank's work."""
+        if self.ranks.count == 1:
+            save_policy(folder, plain_model(self.networks.policy), self.tokenizer)
+            return
+        weights = self._whole(plain_weights(self.networks.policy))
+        if self.ranks.first:
+            policy = AutoModelForCausalLM.from_config(self.networks.policy.config, dtype=torch.float32)
+            policy.load_state_dict(weights)
+            save_policy(folder, policy, self.tokenizer)
 
     def adopt(self, folder: Path) -> None:
         """The policy of a folder in place of this one, as one step of learning; nothing is learnt after it."""
@@ -264,24 +285,28 @@ class Learner:
     def _follow(
         self, batch: Batch, index: Tensor, drawn: Tokens | None, *, policy_learns: bool, max_tokens: int
     ) -> dict[str, Tensor]:
-        """The gradient of a minibatch, summed over parts of at most so many tokens; `loss` and the statistics."""
+        """The gradient of a minibatch, summed over parts of at most so many tokens; `loss` and the statistics.
+
+        Every rank has parts of its own, as many as the others.
+        """
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         stats: dict[str, Tensor] = {}
 
-        def add(loss: Tensor, told: dict[str, Tensor]) -> None:
-            loss.backward()
+        def add(share: float, loss: Tensor, told: dict[str, Tensor]) -> None:
+            (loss * share * self.ranks.count).backward()  # FSDP takes the mean over the ranks
             for name, value in {**told, "loss": loss}.items():
-                stats[name] = stats.get(name, torch.zeros_like(value)) + value.detach()
+                stats[name] = stats.get(name, torch.zeros_like(value)) + share * value.detach()
 
         totals = Totals.of(batch.tokens.mask[index])
-        for part in _parts(batch.tokens.attention[index], max_tokens):
-            add(*self.objective.of(batch.rows(index[part]), totals, kl_coef=self.kl.coef, policy_learns=policy_learns))
+        for rows, share in self._parts(batch.tokens.attention[index], max_tokens):
+            part = batch.rows(index[rows])
+            add(share, *self.objective.of(part, totals, kl_coef=self.kl.coef, policy_learns=policy_learns))
         if drawn is not None:
             totals = Totals.of(drawn.mask)
-            for part in _parts(drawn.attention, max_tokens):
-                add(*self.objective.on_demonstrations(drawn.rows(part), totals))
-        return stats
+            for rows, share in self._parts(drawn.attention, max_tokens):
+                add(share, *self.objective.on_demonstrations(drawn.rows(rows), totals))
+        return dict(zip(stats, self.ranks.sum(torch.stack(list(stats.values()))), strict=True))
 
     def _step(self, loss: Tensor) -> tuple[dict[str, Tensor], bool]:
         """Follows the gradient where it is finite; its norm by network before clipping."""
@@ -289,6 +314,7 @@ class Learner:
             name: nn.utils.clip_grad_norm_(_learning(model), self.ppo.max_grad_norm)
             for name, model in self.learning.items()
         }
+        norms = {name: self.ranks.whole(norm) for name, norm in norms.items()}
         finite = bool(torch.isfinite(loss) and all(torch.isfinite(norm) for norm in norms.values()))
         if finite:
             for optimizer in self.optimizers.values():
@@ -301,17 +327,26 @@ class Learner:
             )
         return norms, finite
 
+    def _parts(self, attention: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, float]]:
+        """This rank's row numbers of a (B, L) mask, in parts of like lengths; one that counts 0 keeps it in step."""
+        dealt = dealt_by_length(attention.sum(1).tolist(), max_tokens=max_tokens, hands=self.ranks.count)
+        for part in dealt[self.ranks.index]:
+            yield torch.tensor(part or [0], device=attention.device), float(bool(part))
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each put together from its shards; only the first rank keeps them."""
+        wholes = ((name, self.ranks.whole(tensor)) for name, tensor in tensors.items())
+        return {name: whole for name, whole in wholes if self.ranks.first}
+
+    def _shards(self, like: Mapping[str, Tensor], wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's shards of whole tensors."""
+        return {name: self.ranks.like(like[name], whole) for name, whole in wholes.items()}
+
     def _draw(self, n: int, generator: torch.Generator) -> Tokens:
         """n demonstrations."""
         assert self.demonstrations, "ppo.ptx_coef needs demonstrations"
         drawn = torch.randint(len(self.demonstrations), (n,), generator=generator).tolist()
         return collate([self.demonstrations[i] for i in drawn], pad_id=self.pad_id).to(self.device)
-
-
-def _parts(attention: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Row numbers of a (B, L) mask in parts of like lengths."""
-    for part in by_length(attention.sum(1).tolist(), max_tokens=max_tokens):
-        yield torch.tensor(part, device=attention.device)
 
 
 def _learning(model: nn.Module) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
 
-from rlhf_ray.algo.batching import by_length
+from rlhf_ray.algo.batching import dealt_by_length
 from rlhf_ray.algo.logprobs import entropy_from_logits, nucleus_logprobs, token_logprobs
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
@@ -21,9 +21,10 @@ from rlhf_ray.models.lora import with_adapter, without_adapter, without_adapter_
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.roles.budget import TokenBudget
+from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.types import Sampling
 
-NO_LORA = LoRAConfig()
+NO_LORA, ALONE = LoRAConfig(), Ranks()
 LOGITS_AT_ONCE = 2**23
 """Numbers: 32 MiB in float32. More are made piece by piece, and made again for the gradient rather than kept."""
 
@@ -52,19 +53,21 @@ class Networks:
         critic: nn.Module | None,
         sampling: Sampling,
         budget: TokenBudget,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Without a reference of its own, the policy without its adapter is the reference."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy, self.critic = policy.to(self.device), critic.to(self.device) if critic is not None else None
-        self.reference = reference.to(self.device).requires_grad_(False) if reference is not None else None
-        self.sampling, self.budget = sampling, budget
-        self.in_halves = head_is_known(self.policy)
+        self.sampling, self.budget, self.ranks = sampling, budget, ranks
+        self.in_halves = head_is_known(policy)
+        self.policy = ranks.shard(policy.to(self.device))
+        self.critic = ranks.shard(critic.to(self.device)) if critic is not None else None
+        self.reference = ranks.shard(reference.to(self.device).requires_grad_(False)) if reference is not None else None
 
     def adopt(self, policy: PreTrainedModel) -> None:
         """Another policy in place of this one; the reference stays what it was."""
         if self.reference is None:
             self.reference = without_adapter_for_good(self.policy).requires_grad_(False)
-        self.policy = policy.to(self.device)
+        self.policy = self.ranks.shard(policy.to(self.device))
 
     def say(self, model: Any, tokens: Tokens, *, sampling: Sampling | None = None, learn_entropy: bool = False) -> Said:
         """What a policy says of the responses, sampled as the engines do or as told.
@@ -72,12 +75,8 @@ class Networks:
         Logits are made for response positions only, and never more than `LOGITS_AT_ONCE` of them: their peak does not
         grow with the batch, only with the vocabulary. Entropy has a gradient only where it is to be learnt.
         """
-        sampling, mask = sampling or self.sampling, tokens.mask
-        if self.in_halves:
-            states = hidden_states(model, tokens.ids, tokens.attention)  # (B, L, H)
-        else:
-            states = model(tokens.ids, attention_mask=tokens.attention).logits  # (B, L, V)
-        states, ids = tokens.at_predictions(states)[mask], tokens.response_ids[mask]  # (N, H or V), (N)
+        sampling = sampling or self.sampling
+        size = max(1, LOGITS_AT_ONCE // self._vocabulary(model))
 
         def one(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
             logits = (logits_from(model, states) if self.in_halves else states) / sampling.temperature  # (n, V)
@@ -88,14 +87,22 @@ class Networks:
             nucleus = nucleus_logprobs(logits.detach(), ids, temperature=1.0, top_p=sampling.top_p)
             return logprobs, entropy, *nucleus
 
-        size = max(1, LOGITS_AT_ONCE // self._vocabulary(model))
-        again = self.in_halves and len(ids) > size and torch.is_grad_enabled()
-        parts = [
-            checkpoint(one, *part, use_reentrant=False) if again else one(*part)
-            for part in zip(states.split(size), ids.split(size), strict=True)
-        ]
-        columns = (torch.cat(column) for column in zip(*parts, strict=True))  # (N) each
-        return Said(*(torch.zeros_like(mask, dtype=x.dtype).masked_scatter(mask, x) for x in columns))
+        def forward(tokens: Tokens) -> tuple[Tensor, ...]:
+            if self.in_halves:
+                states = hidden_states(model, tokens.ids, tokens.attention)  # (B, L, H)
+            else:
+                states = model(tokens.ids, attention_mask=tokens.attention).logits  # (B, L, V)
+            mask = tokens.mask
+            states, ids = tokens.at_predictions(states)[mask], tokens.response_ids[mask]  # (N, H or V), (N)
+            again = self.in_halves and len(ids) > size and torch.is_grad_enabled()
+            parts = [
+                checkpoint(one, *part, use_reentrant=False) if again else one(*part)
+                for part in zip(states.split(size), ids.split(size), strict=True)
+            ]
+            columns = (torch.cat(column) for column in zip(*parts, strict=True))  # (N) each
+            return tuple(torch.zeros_like(mask, dtype=x.dtype).masked_scatter(mask, x) for x in columns)
+
+        return Said(*self.ranks.as_forward(model, forward)(tokens))
 
     def values(self, tokens: Tokens) -> Tensor:
         """(B, T) what the critic says of the state in which each response token was chosen."""
@@ -124,20 +131,23 @@ class Networks:
 
     @torch.no_grad()
     def _in_pieces(self, tokens: Tokens, function: Callable[[Tokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """`function` over the batch in pieces of like length, its (b, t) results put together as (B, T)."""
+        """`function` over the batch in pieces of like length, its (b, t) results put together as (B, T).
+
+        Each rank computes its own pieces, and all get all.
+        """
         lengths = tokens.attention.sum(1).tolist()
 
         def attempt(max_tokens: int) -> tuple[Tensor, ...]:
             results: tuple[Tensor, ...] | None = None
-            for piece in by_length(lengths, max_tokens=max_tokens):
-                index = torch.tensor(piece, device=self.device)
+            for piece in dealt_by_length(lengths, max_tokens=max_tokens, hands=self.ranks.count)[self.ranks.index]:
+                index = torch.tensor(piece or [0], device=self.device)
                 rows = function(tokens.rows(index))
                 if results is None:
                     results = tuple(torch.zeros_like(tokens.mask, dtype=row.dtype) for row in rows)
-                for result, row in zip(results, rows, strict=True):
+                for result, row in zip(results, rows, strict=True) if piece else ():
                     result[index, : row.shape[1]] = row
             assert results is not None, "an empty batch reached the learner"
-            return results
+            return tuple(self.ranks.sum(result) for result in results)
 
         return self.budget.spend(attempt)
 
@@ -186,10 +196,11 @@ def load_networks(
     critic_body: Path | None,
     lora: LoRAConfig = NO_LORA,
     seed: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Networks:
     """All at the start of a run: the policy and the reference are the base policy."""
     policy = with_adapter(load_policy(base), lora, use="policy", seed=seed)
     critic = None
     if critic_body is not None:
         critic = with_adapter(new_critic(critic_body, base), lora, use="critic", seed=seed)
-    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling, budget)
+    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling, budget, ranks)

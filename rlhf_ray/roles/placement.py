@@ -4,7 +4,7 @@
 |-----------|------|----------------------------|---------------------------------------------------------------|
 | generator | 1    | `resources.generator_gpus` | its group asks for another and hands its work on (`fleet.py`) |
 | scorer    | 1    | `resources.scorer_gpus`    | the run stops, the same command resumes it                    |
-| learner   | 1    | `resources.learner_gpus`   | the same                                                      |
+| learner   | 1    | `resources.learner_gpus`   | the same, of any of its ranks                                 |
 
 A CPU here is a seat, not a core: in a synchronous step one role works at a time and has all threads to itself.
 With `resources.pin_roles` a role asks for a seat of its own name besides, which only the nodes of its group have.
@@ -93,11 +93,20 @@ class Placement:
         actors = {name: remote.remote(load, name=name) for name in names}
         return self._add(ScorerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
 
-    def start_learner(self, make_learner: Callable[[], Learner]) -> LearnerGroup:
-        """The learner that `make_learner` makes in the actor, such as `partial(Learner.from_folder, base, config)`."""
+    def start_learner(self, make_learner: Callable[..., Learner]) -> LearnerGroup:
+        """The learner that `make_learner` makes in each rank, such as `partial(Learner.from_folder, base, config)`.
+
+        With `resources.learner_ranks` above 1 it is given the `ranks`, too.
+        """
+        resources, count = self.config.resources, self.config.resources.learner_ranks
         remote = ray.remote(LearnerActor).options(**self.options("learner"))
-        actors = {"learner": remote.remote(make_learner)}
-        return self._add(LearnerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
+        names = [f"learner-{index}" for index in range(count)] if count > 1 else ["learner"]
+        actors = {name: remote.remote(index, count) for index, name in enumerate(names)}
+        where = actors[names[0]].meeting_point.remote() if count > 1 else None
+        starting = {
+            name: rank.make.remote(make_learner, where, resources.start_deadline_s) for name, rank in actors.items()
+        }
+        return self._add(LearnerGroup(actors, deadline_s=resources.call_deadline_s, starting=starting))
 
     def wait_ready(self) -> None:
         """Returns once every actor started so far has its model, of generators once enough have; side by side.
@@ -105,7 +114,7 @@ class Placement:
         Raises the first one's own error, or `DeadlineExceeded` after `resources.start_deadline_s`.
         """
         waiting = [group for group in self._groups if isinstance(group, Group) and not group.nodes]
-        calls = {name: actor.whereabouts.remote() for group in waiting for name, actor in group.actors.items()}
+        calls = {name: ref for group in waiting for name, ref in group.ready().items()}
         nodes = gather(calls, deadline_s=self.config.resources.start_deadline_s, doing="starting")
         for group in waiting:
             group.nodes = {name: nodes[name] for name in group.actors}
@@ -182,7 +191,7 @@ def start_ray(config: Config) -> Placement:
         join(config.resources.address)
         return Placement(config, started=False)
     _check_gpus(config)
-    seats = config.rollout.generators + config.resources.scorers + 2  # the learner, and a supervised fit
+    seats = sum(head_count(config).values()) + 1  # and a supervised fit
     ray.init(
         address="local",
         num_cpus=max(seats, _cores()),

@@ -30,4 +30,8 @@ def needs(resources: ResourcesConfig, role: RoleName) -> Amounts:
 
 def head_count(config: Config) -> dict[RoleName, int]:
     """How many actors of each role are alive at once, at most; a supervised fit sits where the learner will."""
-    return {"generator": config.rollout.generators, "scorer": config.resources.scorers, "learner": 1}
+    return {
+        "generator": config.rollout.generators,
+        "scorer": config.resources.scorers,
+        "learner": config.resources.learner_ranks,
+    }

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algo.batching import by_length, minibatches, pad
+from rlhf_ray.algo.batching import by_length, dealt_by_length, minibatches, pad
 
 quick = settings(deadline=None, max_examples=60)
 sequences = st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=6)
@@ -70,3 +70,20 @@ def test_batches_by_length_equal_those_worked_by_hand() -> None:
 def test_minibatches_of_nothing_are_refused(size: int) -> None:
     with pytest.raises(AssertionError):
         next(minibatches(4, size, torch.Generator()))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 5))
+def test_batches_are_dealt_out_evenly_and_each_sequence_once(lengths: list[int], most: int, hands: int) -> None:
+    dealt = dealt_by_length(lengths, max_tokens=most, hands=hands)
+    assert len(dealt) == hands
+    assert len({len(batches) for batches in dealt}) == 1
+    assert sorted(row for batches in dealt for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in (batch for batches in dealt for batch in batches if len(batch) > 1):
+        assert len(batch) * max(lengths[row] for row in batch) <= most
+
+
+def test_one_hand_is_dealt_what_by_length_says_and_many_all_have_work() -> None:
+    lengths = [5, 9, 3, 8]
+    assert dealt_by_length(lengths, max_tokens=100, hands=1) == [by_length(lengths, max_tokens=100)]
+    assert all(any(batches) for batches in dealt_by_length(lengths, max_tokens=100, hands=2))
+    assert dealt_by_length([4], max_tokens=100, hands=2) == [[[0]], [[]]]

@@ -1,0 +1,160 @@
+"""A learner on two and on four ranks does what one does alone."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import multiprocessing
+
+from rlhf_ray.config import load_config
+from rlhf_ray.models.checkpoint import newest_valid
+from rlhf_ray.models.policy import load_policy
+from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.ranks import Ranks, free_port, join_ranks
+from rlhf_ray.roles.weights import unflatten
+from rlhf_ray.types import Rollout, Scored
+from tests.models.tiny import make_policy_folder
+
+ALGORITHMS: dict[str, list[str]] = {
+    "gae": [],
+    "gspo": ["ppo.advantage=grpo", "ppo.loss=gspo", "rollout.samples=2", "rollout.prompts=4"],
+    "kl in the loss, ptx": ["ppo.kl.where=loss", "ppo.kl.estimator=k3", "ppo.entropy_coef=0.01", "ppo.ptx_coef=0.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy_folder(tmp_path_factory.mktemp("base") / "policy")
+
+
+def make_learner(base: Path, ranks: Ranks, *settings: str, tokens: int = 4096) -> Learner:
+    plain = [
+        "rollout.prompts=8", "rollout.max_tokens=8", "ppo.minibatch=4", "run.id=t", "model.context=64",
+        "ppo.kl.limit=1000", f"resources.learner_tokens={tokens}",
+    ]  # fmt: skip
+    demonstrations = [([10, 11, 12, 13, 14, 15][: 4 + i % 3], 2) for i in range(6)]
+    config = load_config(None, [*plain, *settings])
+    return Learner.from_folder(base, config, demonstrations=demonstrations, ranks=ranks)
+
+
+def make_rollouts() -> list[Rollout]:
+    """Prompts of 2 to 4 and responses of 1 to 8 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (8, 12), generator=draw).tolist()
+    rows = [(tuple(row[: 2 + i % 3]), tuple(row[4 : 5 + i])) for i, row in enumerate(ids)]
+    return [
+        Rollout(f"r{i}", f"p{i // 2}", prompt, response, (-1.0,) * len(response), 0, "stop")
+        for i, (prompt, response) in enumerate(rows)
+    ]
+
+
+def scored() -> Scored:
+    return Scored(make_rollouts(), [0.1 * i * i for i in range(8)])
+
+
+def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
+    """Policy's and critic's, whole; every rank has to ask."""
+    return {
+        f"{network}.{name}": tensor.clone()
+        for network, model in learner.learning.items()
+        for name, tensor in learner._whole(model.state_dict()).items()
+    }
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
+
+
+def keep(folder: Path, name: str, told: dict[str, float], tensors: dict[str, torch.Tensor]) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(told))
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def kept(folder: Path, name: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+
+
+def learn_by_descent(learner: Learner) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Figures of an update by plain descent, whose step is the gradient, and the weights after it."""
+    learner.optimizers = {
+        name: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for name, model in learner.learning.items()
+    }
+    batch = learner.prepare(scored())
+    return {**batch.metrics, **learner.update(batch)}, weights_of(learner)
+
+
+def descent(index: int, count: int, port: int, base: Path, settings: list[str], tokens: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
+    found = learn_by_descent(make_learner(base, ranks, *settings, tokens=tokens))
+    if ranks.first:
+        keep(out, "found", *found)
+    ranks.close()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "count", "tokens"),
+    [("gae", 2, 4096), ("gae", 4, 20), ("gspo", 2, 20), ("kl in the loss, ptx", 2, 20)],
+)
+def test_an_update_on_many_ranks_is_that_of_one(
+    base: Path, tmp_path: Path, algorithm: str, count: int, tokens: int
+) -> None:
+    alone = make_learner(base, Ranks(), *ALGORITHMS[algorithm])
+    before = weights_of(alone)
+    told, wanted = learn_by_descent(alone)
+    multiprocessing.spawn(descent, (count, free_port(), base, ALGORITHMS[algorithm], tokens, tmp_path), nprocs=count)
+    figures, weights = kept(tmp_path, "found")
+    assert figures == pytest.approx(told, rel=1e-6, abs=1e-6)
+    assert distance(weights, wanted) < 1e-5 * distance(wanted, before)
+
+
+def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
+    learner = make_learner(base, ranks)
+    if (found := newest_valid(out / "checkpoints")) is not None:
+        learner.load(found)
+    else:
+        learner.update(learner.prepare(scored()))
+        assert learner.save(out / "checkpoints", 1) is None
+        flat = learner.export_weights()
+        learner.save_policy(out / "policy")
+        if ranks.first:
+            assert flat is not None
+            keep(out, "exported", {}, {name: tensor.clone() for name, tensor in unflatten(flat)})
+    dist.barrier()
+    told = learner.update(learner.prepare(scored()))
+    weights = weights_of(learner)
+    if ranks.first:
+        keep(out, f"after-{count}", told, weights)
+    ranks.close()
+
+
+def test_any_number_of_ranks_goes_on_from_anothers_checkpoint(base: Path, tmp_path: Path) -> None:
+    for count in (2, 4):
+        multiprocessing.spawn(learn_save_and_go_on, (count, free_port(), base, tmp_path), nprocs=count)
+    alone = make_learner(base, Ranks())
+    checkpoint = newest_valid(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    alone.load(checkpoint)
+    exported = kept(tmp_path, "exported")[1]
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in alone.networks.policy.state_dict().items())
+    saved = load_policy(tmp_path / "policy").state_dict()
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in saved.items())
+    before = weights_of(alone)
+    told = alone.update(alone.prepare(scored()))
+    for count in (2, 4):
+        figures, weights = kept(tmp_path, f"after-{count}")
+        assert figures == pytest.approx(told, rel=1e-4, abs=1e-5)
+        assert distance(weights, weights_of(alone)) < 1e-3 * distance(weights, before)
+
+
+def test_a_rank_that_nobody_joins_gives_up(base: Path) -> None:
+    with pytest.raises(torch.distributed.DistError):
+        join_ranks(0, 2, f"127.0.0.1:{free_port()}", deadline_s=1)
