@@ -78,6 +78,12 @@ class PPOConfig(Section):
     """Of the policy's AdamW."""
     critic_learning_rate: Positive = 1e-3
     """Of the critic's AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both rates go over `ppo.steps`, after `warmup`."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """First steps, over which both rates rise."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The run's policy is an average of all steps' weights: so much of what it was, the rest from each new step."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount a token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95

@@ -149,6 +149,8 @@ class ResourcesConfig(Section):
     learner_tokens: Count = 8192
     """Tokens, padding included, that go through the learner's networks at once. A minibatch that holds more is learnt
     from in parts, with the same gradient; where memory runs out the parts are halved."""
+    recompute: bool = False
+    """The learner computes activations again for the gradient rather than keep them: less memory, a third more time."""
     scorer_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one scorer."""
     scorers: Count = 1
@@ -228,6 +230,8 @@ class Config(Section):
             raise ValueError(
                 "ppo.kl.refresh_every needs a reference of its own, and with lora it is the policy without lora"
             )
+        if ppo.ema is not None and self.evaluate.every:
+            raise ValueError("ppo.ema averages all steps and evaluate.every takes the best one: leave one of them out")
         critics = {"critic_from": "policy", "critic_warmup": 0, "value_norm": False}
         for key, default in critics.items():
             if ppo.advantage != "gae" and getattr(ppo, key) != default:

@@ -96,6 +96,10 @@ class LearnerActor(_Resident):
         """See `Learner.adopt`."""
         self.learner.adopt(folder)
 
+    def take_average(self) -> None:
+        """See `Learner.take_average`."""
+        self.learner.take_average()
+
     def save_policy(self, folder: Path) -> None:
         """See `Learner.save_policy`."""
         self.learner.save_policy(folder)

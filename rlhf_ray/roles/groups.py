@@ -267,6 +267,10 @@ class LearnerGroup(Group):
         """Takes a folder's policy in place of its own, as one step of learning."""
         self._ask(lambda rank: rank.adopt.remote(folder), f"loading the policy {folder}")
 
+    def take_average(self) -> None:
+        """The average of all steps' weights in place of the last one's, as one step more."""
+        self._ask(lambda rank: rank.take_average.remote(), "taking the averaged weights")
+
     def save_policy(self, folder: Path) -> None:
         """Writes the policy as a plain Hugging Face folder."""
         self._ask(lambda rank: rank.save_policy.remote(folder), "saving the policy")

@@ -19,6 +19,7 @@ from rlhf_ray.algo.correction import importance_weights
 from rlhf_ray.algo.groups import spread_of
 from rlhf_ray.algo.kl import AdaptiveKL, kl_per_token
 from rlhf_ray.algo.losses import Totals, masked_mean
+from rlhf_ray.algo.schedules import rate_factor
 from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
@@ -49,15 +50,16 @@ class Learner:
         self.tokenizer = load_tokenizer(base)
         self.pad_id = int(self.tokenizer.pad_token_id)
         self.demonstrations = [(ids[:prompt], ids[prompt:]) for ids, prompt in demonstrations]
-        rates = {"policy": self.ppo.learning_rate, "critic": self.ppo.critic_learning_rate}
+        self.rates = {"policy": self.ppo.learning_rate, "critic": self.ppo.critic_learning_rate}
         self.learning = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
         self.optimizers = {
-            name: torch.optim.AdamW(_learning(model), lr=rates[name], weight_decay=0.0)
+            name: torch.optim.AdamW(_learning(model), lr=self.rates[name], weight_decay=0.0)
             for name, model in self.learning.items()
         }
         self.kl = AdaptiveKL(self.ppo.kl.coef, self.ppo.kl.target, self.ppo.kl.horizon)
         self.estimator = AdvantageEstimator(config)
         self.objective = Objective(networks, config)
+        self.averaged = _copies(learnt_weights(networks.policy)) if self.ppo.ema is not None else {}
         self.weights_step = 0
         self.bad_updates = 0
 
@@ -82,6 +84,7 @@ class Learner:
             lora=config.lora,
             seed=config.seed,
             ranks=ranks,
+            recompute=config.resources.recompute,
         )
         return cls(networks, config=config, base=base, demonstrations=demonstrations)
 
@@ -149,6 +152,7 @@ class Learner:
         finite changes nothing and is counted; the third in a row raises `Diverged`.
         """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.weights_step)
+        factor = self._set_rates()
         planned = [
             index
             for _ in range(self.ppo.epochs)
@@ -161,6 +165,7 @@ class Learner:
             if limit is not None and float(history[-1].get("policy/approxkl_avg", 0.0)) > limit:
                 break
         self.weights_step += 1
+        self._average_in()
         refresh, reference = self.ppo.kl.refresh_every, self.networks.reference
         if refresh and reference is not None and self.weights_step % refresh == 0:
             reference.load_state_dict(self.networks.policy.state_dict())
@@ -169,7 +174,7 @@ class Learner:
         skipped = round(len(history) * (1 - finite))
         return {
             **means,
-            "lr": self.ppo.learning_rate,
+            "lr": factor * self.ppo.learning_rate,
             "learn/skipped_updates": float(skipped),
             "learn/out_of_memory": float(self.networks.budget.halved),
             "learn/left_out": 1 - len(history) / len(planned),
@@ -208,6 +213,8 @@ class Learner:
             tensors[f"optimizer_{name}"] = self._whole(
                 {f"{index}.{key}": value for index, state in moments.items() for key, value in state.items()}
             )
+        if self.averaged:
+            tensors["averaged"] = self._whole(self.averaged)
         if not self.ranks.first:
             return None
         state = {
@@ -239,6 +246,8 @@ class Learner:
                 shard = self.ranks.like(like, value) if value.shape == like.shape else value  # or a count of steps
                 moments.setdefault(int(index), {})[moment] = shard
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        if self.averaged:
+            self.averaged = self._shards(self.averaged, checkpoint.tensors["averaged"])
         state = checkpoint.state
         self.weights_step, self.bad_updates = state["weights_step"], state["bad_updates"]
         self.kl = AdaptiveKL(**state["kl"])
@@ -260,6 +269,27 @@ class Learner:
         self.networks.adopt(load_policy(folder))
         self.learning = {}
         self.weights_step += 1
+
+    def take_average(self) -> None:
+        """The average of all steps' weights in place of the last one's, as one step more (`ppo.ema`)."""
+        assert self.averaged, "ppo.ema is not set"
+        load_learnt_weights(self.networks.policy, self.averaged)
+        self.weights_step += 1
+
+    def _set_rates(self) -> float:
+        """For the update that comes; the factor."""
+        ppo = self.ppo
+        factor = rate_factor(self.weights_step, steps=ppo.steps, warmup=ppo.warmup, schedule=ppo.schedule)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self.rates[name]
+        return factor
+
+    @torch.no_grad()
+    def _average_in(self) -> None:
+        """Exponential moving average of the weights: Polyak and Juditsky 1992, with a fixed decay."""
+        for name, weight in learnt_weights(self.networks.policy).items() if self.averaged else ():
+            self.averaged[name].lerp_(weight, 1 - (self.ppo.ema or 0.0))
 
     def _check_kl(self, kl: float) -> None:
         if not kl <= self.ppo.kl.limit:  # NaN fails this too
@@ -351,6 +381,10 @@ class Learner:
 
 def _learning(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _behaviour(rollouts: Sequence[Rollout], *, like: Tensor) -> Tensor:

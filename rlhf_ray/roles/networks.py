@@ -155,6 +155,20 @@ class Networks:
         return int(model.get_output_embeddings().weight.shape[0])
 
 
+def recompute_activations(model: Any) -> None:
+    """Keeps only what goes into each layer, and computes the rest again for the gradient (Chen et al. 2016,
+    arXiv:1604.06174). transformers does so in training mode only, in which dropout must not wake up.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()  # an adapter's base does not learn, and nothing would be kept for it
+    model.train()
+
+
 def new_critic(body: Path, policy: Path) -> PreTrainedModel:
     """The body of a model folder with a head that says 0, the mean of normalised rewards.
 
@@ -169,6 +183,7 @@ def new_critic(body: Path, policy: Path) -> PreTrainedModel:
     with explained(body, "critic"), quiet_transformers():
         config = AutoConfig.from_pretrained(str(body), local_files_only=True, num_labels=1)
         config.classifier_dropout = 0.0
+        config.use_cache = False  # nobody lets it go on
         critic: PreTrainedModel = AutoModelForTokenClassification.from_pretrained(
             str(body), config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
@@ -197,10 +212,14 @@ def load_networks(
     lora: LoRAConfig = NO_LORA,
     seed: int = 0,
     ranks: Ranks = ALONE,
+    recompute: bool = False,
 ) -> Networks:
     """All at the start of a run: the policy and the reference are the base policy."""
     policy = with_adapter(load_policy(base), lora, use="policy", seed=seed)
     critic = None
     if critic_body is not None:
         critic = with_adapter(new_critic(critic_body, base), lora, use="critic", seed=seed)
+    if recompute:
+        for model in (policy, critic) if critic is not None else (policy,):
+            recompute_activations(model)
     return Networks(policy, None if lora.rank else load_policy(base), critic, sampling, budget, ranks)

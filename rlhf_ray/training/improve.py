@@ -137,6 +137,9 @@ def _reinforce(run: Context, ppo: PPO, judges: ScorerGroup | None) -> None:
         held_out.look(0)  # what all later looks are held against first
     with run.stopping.graceful():
         train(ppo, start=start, folder=folder, config=config, measure=measure, stopping=run.stopping, say=run.say)
+    if config.ppo.ema is not None:
+        roles.learner.take_average()
+        roles.handoff.publish(config.ppo.steps + 1)
     best = folder.read_json(BEST)
     if best is not None and best["step"] != config.ppo.steps:
         run.say(f"step {best['step']} did best on held-out prompts, by {best['by']}: its policy is the run's")

@@ -131,6 +131,7 @@ def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, st
         ["lora.rank=8", "ppo.learning_rate=2e-3"],
         ["ppo.ptx_coef=0.1", "ppo.critic_from=reward_model", "ppo.critic_warmup=1", "ppo.correction=token"],
         ["resources.learner_ranks=2", "resources.threads=1", "resources.learner_tokens=500"],
+        ["ppo.ema=0.5", "ppo.schedule=cosine", "ppo.warmup=1", "resources.recompute=true"],
         ["method=dpo"],
         ["method=kto"],
         ["reward_model.backbone=encoder", "reward_model.judge=true", "run.take=feedback", "evaluate.every=1"],

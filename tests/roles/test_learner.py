@@ -367,6 +367,7 @@ def updated(base: Path, settings: list[str], tokens: int) -> tuple[dict[str, flo
         name: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for name, model in learner.learning.items()
     }
+    learner.rates = dict.fromkeys(learner.learning, 0.1)
     rollouts = [replace(rollout, prompt_id=f"p{i // 2}") for i, rollout in enumerate(make_rollouts(learner))]
     batch = learner.prepare(Scored(rollouts, [0.1 * i * i for i in range(8)]))
     return learner.update(batch), learner.networks.policy.state_dict()
@@ -407,3 +408,44 @@ def test_an_update_that_never_fits_stops_with_the_setting_to_change(
     monkeypatch.setattr(Networks, "values", never)
     with pytest.raises(InfrastructureError, match=r"set resources\.learner_tokens"):
         updated(base, [], 64)
+
+
+def test_the_rates_follow_the_schedule(base: Path) -> None:
+    learner = Learner.from_folder(base, small("ppo.steps=4", "ppo.schedule=linear", "ppo.warmup=2"))
+    rollouts = make_rollouts(learner)
+    seen = [learner.update(learner.prepare(Scored(rollouts, [float(i) for i in range(8)])))["lr"] for _ in range(4)]
+    assert seen == pytest.approx([1.5e-4, 3e-4, 3e-4, 1.5e-4])
+    assert [optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers.values()] == pytest.approx(
+        [1.5e-4, 5e-4]
+    )
+
+
+def test_the_averaged_policy_is_the_moving_average_of_its_steps_and_survives_a_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    learner = Learner.from_folder(base, small("ppo.ema=0.75", "ppo.learning_rate=1e-2"))
+    name = "model.norm.weight"
+    wanted = learner.networks.policy.get_parameter(name).detach().clone()
+    rollouts = make_rollouts(learner)
+    for step in range(3):
+        learner.update(learner.prepare(Scored(rollouts, [float(i) for i in range(8)])))
+        wanted = 0.75 * wanted + 0.25 * learner.networks.policy.get_parameter(name).detach()
+        if step == 1:
+            learner.save(tmp_path, 2)
+            other = Learner.from_folder(base, small("ppo.ema=0.75", "ppo.learning_rate=1e-2"))
+            checkpoint = newest_valid(tmp_path)
+            assert checkpoint is not None
+            other.load(checkpoint)
+            learner = other
+    assert not torch.allclose(wanted, learner.networks.policy.get_parameter(name), atol=1e-4)
+    learner.take_average()
+    assert learner.weights_step == 4
+    assert torch.allclose(learner.networks.policy.get_parameter(name), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [[], ["lora.rank=4"]])
+def test_recomputed_activations_give_the_same_update_and_nothing_is_dropped(base: Path, lora: list[str]) -> None:
+    kept, weights = updated(base, lora, 64)
+    told, same = updated(base, ["resources.recompute=true", *lora], 64)
+    assert told == pytest.approx(kept, rel=1e-4, abs=1e-6)
+    assert all(torch.allclose(weights[name], same[name], atol=1e-5) for name in weights)

@@ -108,3 +108,13 @@ def test_entropy_has_a_gradient_only_where_it_is_learnt(base: Path) -> None:
     tokens = ragged(networks)
     assert not networks.say(networks.policy, tokens).entropy.requires_grad
     assert networks.say(networks.policy, tokens, learn_entropy=True).entropy.requires_grad
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_computed_again_where_that_is_asked_for(base: Path, recompute: bool) -> None:
+    options = {"sampling": Sampling(), "budget": TokenBudget(4096), "critic_body": None, "recompute": recompute}
+    networks = load_networks(base, **options)  # type: ignore[arg-type]
+    passes = []
+    networks.policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    networks.say(networks.policy, ragged(networks)).logprobs.sum().backward()
+    assert len(passes) == (2 if recompute else 1)

@@ -85,6 +85,7 @@ def learn_by_descent(learner: Learner) -> tuple[dict[str, float], dict[str, torc
         name: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for name, model in learner.learning.items()
     }
+    learner.rates = dict.fromkeys(learner.learning, 0.1)
     batch = learner.prepare(scored())
     return {**batch.metrics, **learner.update(batch)}, weights_of(learner)
 
