@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+PADDING, LEAST = 1.08, 256
+"""Of a learner's passes: `by_length`'s bounds, measured in docs/log.md."""
+
 
 def pad(sequences: Sequence[Sequence[float]], *, value: float, dtype: torch.dtype) -> Tensor:
     """The sequences as rows of one tensor, (B, longest), filled up on the right with `value`.
@@ -34,22 +37,31 @@ def dealt_by_length(lengths: Sequence[int], *, max_tokens: int, hands: int) -> l
 
     There are at least as many batches as hands where there are as many sequences, for none should only look on.
     """
-    fair = -(-sum(lengths) // hands)
-    batches = by_length(lengths, max_tokens=max_tokens if hands == 1 else min(max_tokens, max(1, fair)))
+    fair = max_tokens if hands == 1 else min(max_tokens, max(1, -(-sum(lengths) // hands)))
+    batches = by_length(lengths, max_tokens=fair, padding=PADDING, least=LEAST)
     batches += [[] for _ in range(-len(batches) % hands)]
     return [batches[hand::hands] for hand in range(hands)]
 
 
-def by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int], *, max_tokens: int, padding: float | None = None, least: int = 0
+) -> list[list[int]]:
     """Batches of indices, longest sequences first, each at most `max_tokens` large once padded.
 
-    A batch costs (number of sequences) * (its longest), so like lengths lie together and little is padding. A
-    sequence longer than `max_tokens` makes a batch of its own. Equal lengths keep their order.
+    A batch costs (number of sequences) * (its longest), so like lengths lie together and little is padding. With
+    `padding` a batch also ends where its padded tokens would be more than so many times the real ones, unless it holds
+    less than `least` of them: a pass over few tokens costs as much as one over more. A sequence longer than
+    `max_tokens` makes a batch of its own. Equal lengths keep their order.
     """
     batches: list[list[int]] = []
+    real = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+        padded = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
+        wasteful = padding is not None and real >= least and padded > padding * (real + lengths[index])
+        if batches and padded <= max_tokens and not wasteful:
             batches[-1].append(index)
         else:
             batches.append([index])
+            real = 0
+        real += lengths[index]
     return batches

@@ -41,7 +41,8 @@ BY_ADVANTAGE: Mapping[str, Mapping[str, Any]] = {
         "ppo.kl.where": "loss",
         "ppo.kl.estimator": "k3",
     },
-    "remax": {"ppo.whiten": "none"},
+    # more than one update a batch drove the policy away: measured in docs/log.md
+    "remax": {"ppo.whiten": "none", "ppo.loss": "reinforce", "ppo.epochs": 1},
 }
 BY_LOSS: Mapping[str, Mapping[str, Any]] = {
     "clip": {},
@@ -55,7 +56,7 @@ BY_LOSS: Mapping[str, Mapping[str, Any]] = {
 BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "rl": {},
     "dpo": {},
-    "ipo": {},
+    "ipo": {"direct.beta": 0.1},
     # pushing bad answers down is a way without an end, which takes the good ones along: measured in docs/log.md
     "kto": {"direct.beta": 1.0, "direct.learning_rate": 1e-4, "direct.weight_bad": 0.5},
 }

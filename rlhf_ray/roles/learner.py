@@ -53,7 +53,7 @@ class Learner:
         self.rates = {"policy": self.ppo.learning_rate, "critic": self.ppo.critic_learning_rate}
         self.learning = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
         self.optimizers = {
-            name: torch.optim.AdamW(_learning(model), lr=self.rates[name], weight_decay=0.0)
+            name: torch.optim.AdamW(_learning(model), lr=self.rates[name], weight_decay=0.0, fused=True)
             for name, model in self.learning.items()
         }
         self.kl = AdaptiveKL(self.ppo.kl.coef, self.ppo.kl.target, self.ppo.kl.horizon)

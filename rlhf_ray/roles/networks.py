@@ -79,7 +79,9 @@ class Networks:
         size = max(1, LOGITS_AT_ONCE // self._vocabulary(model))
 
         def one(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-            logits = (logits_from(model, states) if self.in_halves else states) / sampling.temperature  # (n, V)
+            logits = logits_from(model, states) if self.in_halves else states  # (n, V)
+            if sampling.temperature != 1:
+                logits = logits / sampling.temperature
             logprobs = token_logprobs(logits, ids)
             entropy = entropy_from_logits(logits if learn_entropy else logits.detach())
             if sampling.top_p == 1:

@@ -87,3 +87,11 @@ def test_one_hand_is_dealt_what_by_length_says_and_many_all_have_work() -> None:
     assert dealt_by_length(lengths, max_tokens=100, hands=1) == [by_length(lengths, max_tokens=100)]
     assert all(any(batches) for batches in dealt_by_length(lengths, max_tokens=100, hands=2))
     assert dealt_by_length([4], max_tokens=100, hands=2) == [[[0]], [[]]]
+
+
+def test_a_batch_ends_where_it_would_be_padded_too_much_unless_it_holds_too_little() -> None:
+    lengths = [10, 9, 5, 5, 1]
+    assert by_length(lengths, max_tokens=99, padding=1.1) == [[0, 1], [2, 3], [4]]
+    assert by_length(lengths, max_tokens=99, padding=1.1, least=20) == [[0, 1, 2], [3, 4]]
+    assert by_length(lengths, max_tokens=99) == [[0, 1, 2, 3, 4]]
+    assert by_length(lengths, max_tokens=15, padding=1.1) == [[0], [1], [2, 3], [4]]

@@ -122,6 +122,26 @@ def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, st
     assert list((run.parent / "stopped" / "checkpoints").glob("step_????????"))
 
 
+TIMES = ("time/", "sync/seconds", "rollout/tokens_per_s")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_twice_ends_in_the_same_bits_as_one_that_was_not(
+    killed_and_resumed: tuple[Path, str], tmp_path: Path
+) -> None:
+    broken, whole = killed_and_resumed[0], tmp_path / "runs" / "small"
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for model in ("base_policy", "reward_model", "policy"):
+        files = [run / model / "model.safetensors" for run in (broken, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes(), model
+    figures = [
+        [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in read_metrics(run)]
+        for run in (broken, whole)
+    ]
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",

@@ -382,17 +382,19 @@ def test_an_update_in_parts_is_the_whole_one(base: Path, algorithm: str) -> None
 
 
 def test_an_update_that_does_not_fit_is_halved_and_is_the_same(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, weights = updated(base, [], 64)
-    say = Networks.say
+    wanted, weights = updated(base, [], 24)
+    say, passes = Networks.say, []
 
     def with_little_memory(self: Networks, model: Any, tokens: Tokens, **options: Any) -> Any:
         said = say(self, model, tokens, **options)
-        if torch.is_grad_enabled() and tokens.ids.numel() > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if torch.is_grad_enabled():
+            passes.append(1)
+            if len(passes) in (2, 5):  # after others of the same minibatch, whose gradients are there already
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return said
 
     monkeypatch.setattr(Networks, "say", with_little_memory)
-    told, same = updated(base, [], 64)
+    told, same = updated(base, [], 24)
     assert told.pop("learn/out_of_memory") == 2.0
     wanted.pop("learn/out_of_memory")
     assert told == pytest.approx(wanted, rel=1e-4, abs=1e-6)

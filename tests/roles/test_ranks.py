@@ -21,6 +21,7 @@ from tests.models.tiny import make_policy_folder
 
 ALGORITHMS: dict[str, list[str]] = {
     "gae": [],
+    "more ranks than rows": ["ppo.minibatch=2"],
     "gspo": ["ppo.advantage=grpo", "ppo.loss=gspo", "rollout.samples=2", "rollout.prompts=4"],
     "kl in the loss, ptx": ["ppo.kl.where=loss", "ppo.kl.estimator=k3", "ppo.entropy_coef=0.01", "ppo.ptx_coef=0.5"],
 }
@@ -101,7 +102,7 @@ def descent(index: int, count: int, port: int, base: Path, settings: list[str], 
 
 @pytest.mark.parametrize(
     ("algorithm", "count", "tokens"),
-    [("gae", 2, 4096), ("gae", 4, 20), ("gspo", 2, 20), ("kl in the loss, ptx", 2, 20)],
+    [("gae", 2, 4096), ("more ranks than rows", 4, 20), ("gspo", 2, 20), ("kl in the loss, ptx", 2, 20)],
 )
 def test_an_update_on_many_ranks_is_that_of_one(
     base: Path, tmp_path: Path, algorithm: str, count: int, tokens: int

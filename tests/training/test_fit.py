@@ -172,22 +172,41 @@ NOISY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("at", [10, 35])
+FLAT_AT_15 = {"min_improvement": 100.0, "patience": 2}
+
+
+@pytest.mark.parametrize(("at", "kept", "settings"), [(10, 5, {}), (35, 30, {}), (18, 15, FLAT_AT_15)])
 def test_a_fit_that_broke_off_goes_on_to_the_same_weights(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, kept: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = {**NOISY, **settings}
     unbroken = Line()
-    wanted = run(unbroken, **NOISY)
+    wanted = run(unbroken, **config)
     monkeypatch.setattr(fitting, "SAVE_AFTER_S", 0.0)
     with pytest.raises(Crash):
-        run(Line(), **NOISY, folder=tmp_path, say=crash_at(at))
+        run(Line(), **config, folder=tmp_path, say=crash_at(at))
     lines: list[str] = []
     model = Line()
-    result = run(model, **NOISY, folder=tmp_path, lines=lines)
-    assert lines[0] == f"sft goes on from its checkpoint at step {at - 5}"
+    result = run(model, **config, folder=tmp_path, lines=lines)
+    assert lines[0] == f"sft goes on from its checkpoint at step {kept}"
     assert result.curve == wanted.curve
     assert (result.steps, result.flat) == (wanted.steps, wanted.flat)
     assert torch.equal(model.weight, unbroken.weight)
+
+
+def test_each_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    collate = SquaredError.collate
+
+    def watched(self: SquaredError, items: Sequence[tuple[float, float]]) -> dict[str, Tensor]:
+        if len(items) <= 4:  # not a look
+            seen.extend(x for x, _ in items)
+        return collate(self, items)
+
+    monkeypatch.setattr(SquaredError, "collate", watched)
+    run(Line(), **{**NOISY, "max_epochs": 2})
+    assert sorted(seen[:22]) == sorted(seen[22:44])
+    assert seen[:22] != seen[22:44]
 
 
 def test_checkpoints_between_looks_lose_nothing_either(tmp_path: Path) -> None:
