@@ -84,7 +84,8 @@ def run(rlhf: list[str], source: Path, name: str) -> dict:
 
 def chosen(config: Config) -> dict[str, Any]:
     """What decides a run's figures."""
-    return config.model_dump(exclude={"run", "resources", "checkpoint"})
+    unused = "direct" if config.method == "rl" else "ppo"
+    return config.model_dump(exclude={"run", "resources", "checkpoint", unused})
 
 
 def row(name: str, runs: list[dict]) -> str:

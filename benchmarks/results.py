@@ -1,5 +1,5 @@
 """Makes the figures of docs/results.md again: three seeds of the demo, two controls, every algorithm on those seeds,
-and given data, people's choices.
+the learner beside a bare loop, and given data, people's choices.
 
     python benchmarks/results.py [harmless-base.jsonl.gz]
 
@@ -26,6 +26,8 @@ def main() -> None:
     subprocess.run([sys.executable, HERE / "controls.py", RUNS / "demo-0"], check=False, timeout=7200)
     sources = [RUNS / f"demo-{seed}" for seed in SEEDS]
     subprocess.run([sys.executable, HERE / "algorithms.py", *sources], check=False, timeout=6 * 3600)
+    for more in ([], ["--memory"]):
+        subprocess.run([sys.executable, HERE / "learner.py", sources[0], *more], check=False, timeout=3600)
     if len(sys.argv) > 1:
         finish("hh", ["run", "-c", HERE.parent / "deployments/jobs/hh.yaml", f"data.path={sys.argv[1]}", "run.id=hh"])
         show(["hh"])
