@@ -70,34 +70,8 @@ def make_reward_model(
             f"standard deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
         )
     return {
-        "accuracy": measured["accuracy"],
-        "accuracy_ci95": measured["accuracy_ci95"],
-        "against": "the true order" if true_order else "what people chose",
-        "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
-        "margin": measured["margin"],
-        "logit_scale": on_choices["logit_scale"],
-        "score_std": on_choices["score_std"],
-        "confirmed_std": on_choices["confirmed_std"],
-        "calibration": {
-            "ece": measured["ece"],
-            "bins": [
-                {
-                    "lo": b["low"],
-                    "hi": b["high"],
-                    "n": b["count"],
-                    "predicted": b["predicted"],
-                    "observed": b["observed"],
-                }
-                for b in measured["bins"]
-            ],
-        },
-        "curve": on_choices["curve"],
-        "flat": on_choices["flat"],
-        "seconds": on_choices["seconds"],
-        "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter")},
-        "cross_validation": None,
+        **_record(on_choices, measured, against="the true order" if true_order else "what people chose"),
         "n_train": len(train),
-        "n_held_out": measured["pairs"],
         "half": half,
         "shuffled_labels": wanted.shuffle_labels,
     }
@@ -132,6 +106,39 @@ def learnable(config: Config, *, store: str, snapshot: str, half: int | None = N
     if not items:
         raise DataError(f"snapshot {snapshot} holds no {wanted} to learn from; set reward_model.feedback")
     return items
+
+
+def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: str) -> dict[str, Any]:
+    """What a fit and a measurement came to, as `reward_model.json` has it."""
+    return {
+        "accuracy": measured["accuracy"],
+        "accuracy_ci95": measured["accuracy_ci95"],
+        "against": against,
+        "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
+        "margin": measured["margin"],
+        "logit_scale": on_choices["logit_scale"],
+        "score_std": on_choices["score_std"],
+        "confirmed_std": on_choices["confirmed_std"],
+        "calibration": {
+            "ece": measured["ece"],
+            "bins": [
+                {
+                    "lo": b["low"],
+                    "hi": b["high"],
+                    "n": b["count"],
+                    "predicted": b["predicted"],
+                    "observed": b["observed"],
+                }
+                for b in measured["bins"]
+            ],
+        },
+        "curve": on_choices["curve"],
+        "flat": on_choices["flat"],
+        "seconds": on_choices["seconds"],
+        "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter")},
+        "cross_validation": None,
+        "n_held_out": measured["pairs"],
+    }
 
 
 def halves(feedback: Sequence[Feedback]) -> tuple[list[Feedback], list[Feedback]]:
