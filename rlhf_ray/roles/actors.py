@@ -53,7 +53,7 @@ class LearnerActor(_Resident):
     def make(self, make_learner: Callable[..., Learner], meeting_point: str | None, deadline_s: float) -> str:
         """Joins the other ranks and makes the learner; says where that is."""
         ranks = join_ranks(self.index, self.count, meeting_point, deadline_s=deadline_s)
-        self.learner = make_learner(ranks=ranks) if self.count > 1 else make_learner()
+        self.learner = make_learner(ranks=ranks)
         return self.whereabouts()
 
     def prepare(self, given: tuple[Scored, Scored | None]) -> dict[str, float]:

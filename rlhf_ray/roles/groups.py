@@ -209,21 +209,19 @@ class ScorerGroup(Group):
 class LearnerGroup(Group):
     """The learner's ranks as one; `weights.WeightsSource`. All are asked the same, the first one's answer counts."""
 
-    def __init__(
-        self, actors: Mapping[str, Any], *, deadline_s: float, starting: Mapping[str, ray.ObjectRef] | None = None
-    ) -> None:
+    def __init__(self, actors: Mapping[str, Any], *, deadline_s: float, starting: Mapping[str, ray.ObjectRef]) -> None:
         """`starting`: what each rank says once it is made."""
         super().__init__(actors, deadline_s=deadline_s)
         self._starting = starting
 
     def ready(self) -> dict[str, ray.ObjectRef]:
         """What each rank says once it is made."""
-        return dict(self._starting) if self._starting is not None else super().ready()
+        return dict(self._starting)
 
     def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         """Advantages for a step's rollouts, kept with the learner for `update`; returns metrics."""
         doing = f"preparing {len(sampled.rollouts)} rollouts"
-        given = ray.put((sampled, greedy)) if len(self.actors) > 1 else (sampled, greedy)
+        given = ray.put((sampled, greedy))
         metrics: dict[str, float] = self._ask(lambda rank: rank.prepare.remote(given), doing)
         return metrics
 

@@ -247,7 +247,7 @@ class Learner:
                 moments.setdefault(int(index), {})[moment] = shard
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         if self.averaged:
-            self.averaged = self._shards(self.averaged, checkpoint.tensors["averaged"])
+            self.averaged = _copies(self._shards(self.averaged, checkpoint.tensors["averaged"]))  # changed in place
         state = checkpoint.state
         self.weights_step, self.bad_updates = state["weights_step"], state["bad_updates"]
         self.kl = AdaptiveKL(**state["kl"])

@@ -94,10 +94,7 @@ class Placement:
         return self._add(ScorerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
 
     def start_learner(self, make_learner: Callable[..., Learner]) -> LearnerGroup:
-        """The learner that `make_learner` makes in each rank, such as `partial(Learner.from_folder, base, config)`.
-
-        With `resources.learner_ranks` above 1 it is given the `ranks`, too.
-        """
+        """The learner that `make_learner(ranks=...)` makes in each rank, such as a partial `Learner.from_folder`."""
         resources, count = self.config.resources, self.config.resources.learner_ranks
         remote = ray.remote(LearnerActor).options(**self.options("learner"))
         names = [f"learner-{index}" for index in range(count)] if count > 1 else ["learner"]

@@ -38,7 +38,7 @@ class LengthScorer:
 class FakeLearner:
     """One weight, which is every token's log-prob."""
 
-    def __init__(self, logprob: float = -1.0, weights_step: int = 0) -> None:
+    def __init__(self, logprob: float = -1.0, weights_step: int = 0, *, ranks: object = None) -> None:
         self.logprob, self.weights_step = logprob, weights_step
 
     def export_weights(self) -> FlatWeights:

@@ -438,8 +438,9 @@ def test_the_averaged_policy_is_the_moving_average_of_its_steps_and_survives_a_c
             checkpoint = newest_valid(tmp_path)
             assert checkpoint is not None
             other.load(checkpoint)
-            learner = other
+            learner, kept = other, checkpoint.tensors["averaged"][name].clone()
     assert not torch.allclose(wanted, learner.networks.policy.get_parameter(name), atol=1e-4)
+    assert torch.equal(checkpoint.tensors["averaged"][name], kept)
     learner.take_average()
     assert learner.weights_step == 4
     assert torch.allclose(learner.networks.policy.get_parameter(name), wanted, atol=1e-6)
