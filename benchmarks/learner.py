@@ -76,6 +76,8 @@ def bare_loop(learner: Learner, batch: Batch, config: Config) -> Callable[[], No
     """The same networks and optimizers, over as many tokens without padding."""
     policy, critic = learner.networks.policy, learner.networks.critic
     assert critic is not None
+    for model in (policy, critic):
+        model.set_attn_implementation("sdpa")
     rows, real = len(batch.logprobs), int(batch.tokens.attention.sum())
     length = round(real / rows)
     minibatches = config.ppo.epochs * rows // config.ppo.minibatch
@@ -198,6 +200,8 @@ def naive_step(learner: Learner, rollouts: list[Rollout]) -> None:
     networks, size = learner.networks, learner.ppo.minibatch
     assert networks.critic is not None
     assert networks.reference is not None
+    for network in (networks.policy, networks.critic, networks.reference):
+        network.set_attn_implementation("sdpa")
     tokens = collate_rollouts(rollouts, pad_id=learner.pad_id)
 
     def logprobs_and_entropy(model: object, ids: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -43,6 +43,25 @@ def dealt_by_length(lengths: Sequence[int], *, max_tokens: int, hands: int) -> l
     return [batches[hand::hands] for hand in range(hands)]
 
 
+def dealt_by_weight(lengths: Sequence[int], *, max_tokens: int, hands: int) -> list[list[list[int]]]:
+    """As few batches as hold at most `max_tokens` each, padding not counted, as many to each hand and about as heavy.
+
+    For batches without padding. The longest sequence left goes to the lightest batch (Graham 1969, LPT); one longer
+    than `max_tokens` makes a batch of its own. Indices within a batch are in order.
+    """
+    each = max(1, -(-sum(lengths) // (max_tokens * hands)))
+    while True:
+        batches: list[list[int]] = [[] for _ in range(each * hands)]
+        weights = [0] * len(batches)
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            lightest = weights.index(min(weights))
+            batches[lightest].append(index)
+            weights[lightest] += lengths[index]
+        if all(weight <= max_tokens or len(batch) == 1 for weight, batch in zip(weights, batches, strict=True)):
+            return [[sorted(batch) for batch in batches[hand::hands]] for hand in range(hands)]
+        each += 1
+
+
 def by_length(
     lengths: Sequence[int], *, max_tokens: int, padding: float | None = None, least: int = 0
 ) -> list[list[int]]:

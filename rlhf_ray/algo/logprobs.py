@@ -1,5 +1,8 @@
 """Log-probs and entropies from logits: what the losses are made of."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,39 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> 
     """
     scaled = _scaled(logits, temperature)
     return _pick(scaled, ids) - torch.logsumexp(scaled, dim=-1)
+
+
+def logprobs_and_entropy(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and `entropy_from_logits` without a gradient, from one softmax that the gradient uses again.
+
+    logits: (N, V); ids: (N) int64; (N) each.
+    """
+    both: Callable[..., tuple[Tensor, Tensor]] = _LogprobsAndEntropy.apply
+    return both(_at_least_float32(logits), ids)
+
+
+class _LogprobsAndEntropy(torch.autograd.Function):
+    """d log p(x) / dz = [v = x] - softmax(z)_v."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = logits.softmax(-1)
+        # the likeliest token's probability is at least 1 / V, so its logarithm is sound
+        top, likeliest = logits.max(-1)
+        total = top - _pick(probabilities, likeliest).log()  # (N) logsumexp(z)
+        expected = torch.linalg.vecdot(probabilities, logits)
+        if not expected.isfinite().all():  # 0 times an impossible token's -inf
+            expected = torch.linalg.vecdot(probabilities, logits.masked_fill(logits == -torch.inf, 0.0))
+        ctx.save_for_backward(probabilities, ids)
+        entropy = total - expected
+        ctx.mark_non_differentiable(entropy)
+        return _pick(logits, ids) - total, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        probabilities, ids = ctx.saved_tensors
+        spread = probabilities * -gradient.unsqueeze(-1)
+        return spread.scatter_add_(-1, ids.unsqueeze(-1), gradient.unsqueeze(-1)), None
 
 
 def nucleus_logprobs(logits: Tensor, ids: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

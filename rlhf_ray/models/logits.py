@@ -10,18 +10,30 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from rlhf_ray.models.packing import is_packed, run_packed
+
+
+def outputs(model: Any, ids: Tensor, attention: Tensor) -> Tensor:
+    """(B, L, ...) the logits of a model as a whole; ids, attention: (B, L)."""
+    plain = plain_of(model)
+    if is_packed(plain):
+        return run_packed(model, ids, attention, "logits")
+    logits: Tensor = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    return logits
+
 
 def hidden_states(model: Any, ids: Tensor, attention: Tensor) -> Tensor:
     """(B, L, H) what the head reads; ids, attention: (B, L)."""
-    hidden: Tensor = (
-        _plain(model).base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    )
+    plain = plain_of(model)
+    if is_packed(plain):
+        return run_packed(plain.base_model, ids, attention, "last_hidden_state")
+    hidden: Tensor = plain.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
     return hidden
 
 
 def logits_from(model: Any, hidden: Tensor) -> Tensor:
     """(..., V) from (..., H), as the model's own forward pass makes them: `head_is_known` says for which models."""
-    plain = _plain(model)
+    plain = plain_of(model)
     logits: Tensor = plain.get_output_embeddings()(hidden)
     config = plain.config
     if getattr(config, "logits_scaling", None):  # Granite
@@ -35,7 +47,7 @@ def logits_from(model: Any, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def head_is_known(model: Any) -> bool:
     """Whether the two halves make the model's own logits; an architecture with more behind its head is asked whole."""
-    plain = _plain(model)
+    plain = plain_of(model)
     device = plain.get_input_embeddings().weight.device
     ids = torch.arange(8, device=device).unsqueeze(0) % plain.config.get_text_config().vocab_size
     attention = torch.ones_like(ids)
@@ -43,9 +55,10 @@ def head_is_known(model: Any) -> bool:
         halves = logits_from(model, hidden_states(model, ids, attention))
     except (AttributeError, TypeError):
         return False
-    whole = plain(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    whole = outputs(plain, ids, attention)
     return halves.shape == whole.shape and torch.allclose(halves, whole, rtol=1e-4, atol=1e-5)
 
 
-def _plain(model: Any) -> Any:
+def plain_of(model: Any) -> Any:
+    """The model itself, where an adapter has been put on it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

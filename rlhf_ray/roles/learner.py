@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.algo.batching import dealt_by_length, minibatches
+from rlhf_ray.algo.batching import minibatches
 from rlhf_ray.algo.correction import importance_weights
 from rlhf_ray.algo.groups import spread_of
 from rlhf_ray.algo.kl import AdaptiveKL, kl_per_token
@@ -359,8 +359,7 @@ class Learner:
 
     def _parts(self, attention: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, float]]:
         """This rank's row numbers of a (B, L) mask, in parts of like lengths; one that counts 0 keeps it in step."""
-        dealt = dealt_by_length(attention.sum(1).tolist(), max_tokens=max_tokens, hands=self.ranks.count)
-        for part in dealt[self.ranks.index]:
+        for part in self.networks.dealt(attention.sum(1).tolist(), max_tokens):
             yield torch.tensor(part or [0], device=attention.device), float(bool(part))
 
     def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The networks that a learner holds, and what they say of a batch: log-probs, entropies, values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
 
-from rlhf_ray.algo.batching import dealt_by_length
-from rlhf_ray.algo.logprobs import entropy_from_logits, nucleus_logprobs, token_logprobs
+from rlhf_ray.algo.batching import dealt_by_length, dealt_by_weight
+from rlhf_ray.algo.logprobs import entropy_from_logits, logprobs_and_entropy, nucleus_logprobs, token_logprobs
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, quiet_transformers
-from rlhf_ray.models.logits import head_is_known, hidden_states, logits_from
+from rlhf_ray.models.logits import head_is_known, hidden_states, logits_from, outputs, plain_of
 from rlhf_ray.models.lora import with_adapter, without_adapter, without_adapter_for_good
+from rlhf_ray.models.packing import is_packed, pack_if_it_can
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.roles.budget import TokenBudget
@@ -58,6 +59,10 @@ class Networks:
         """Without a reference of its own, the policy without its adapter is the reference."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sampling, self.budget, self.ranks = sampling, budget, ranks
+        for model in (policy, reference, critic):
+            if model is not None:
+                pack_if_it_can(plain_of(model))
+        self.packed = all(is_packed(plain_of(model)) for model in (policy, reference, critic) if model is not None)
         self.in_halves = head_is_known(policy)
         self.policy = ranks.shard(policy.to(self.device))
         self.critic = ranks.shard(critic.to(self.device)) if critic is not None else None
@@ -67,6 +72,8 @@ class Networks:
         """Another policy in place of this one; the reference stays what it was."""
         if self.reference is None:
             self.reference = without_adapter_for_good(self.policy).requires_grad_(False)
+        if self.packed:
+            pack_if_it_can(policy)
         self.policy = self.ranks.shard(policy.to(self.device))
 
     def say(self, model: Any, tokens: Tokens, *, sampling: Sampling | None = None, learn_entropy: bool = False) -> Said:
@@ -82,8 +89,10 @@ class Networks:
             logits = logits_from(model, states) if self.in_halves else states  # (n, V)
             if sampling.temperature != 1:
                 logits = logits / sampling.temperature
-            logprobs = token_logprobs(logits, ids)
-            entropy = entropy_from_logits(logits if learn_entropy else logits.detach())
+            if learn_entropy:
+                logprobs, entropy = token_logprobs(logits, ids), entropy_from_logits(logits)
+            else:
+                logprobs, entropy = logprobs_and_entropy(logits, ids)
             if sampling.top_p == 1:
                 return logprobs, entropy, logprobs, torch.zeros_like(ids, dtype=torch.bool)
             nucleus = nucleus_logprobs(logits.detach(), ids, temperature=1.0, top_p=sampling.top_p)
@@ -93,7 +102,7 @@ class Networks:
             if self.in_halves:
                 states = hidden_states(model, tokens.ids, tokens.attention)  # (B, L, H)
             else:
-                states = model(tokens.ids, attention_mask=tokens.attention).logits  # (B, L, V)
+                states = outputs(model, tokens.ids, tokens.attention)  # (B, L, V)
             mask = tokens.mask
             states, ids = tokens.at_predictions(states)[mask], tokens.response_ids[mask]  # (N, H or V), (N)
             again = self.in_halves and len(ids) > size and torch.is_grad_enabled()
@@ -109,8 +118,7 @@ class Networks:
     def values(self, tokens: Tokens) -> Tensor:
         """(B, T) what the critic says of the state in which each response token was chosen."""
         assert self.critic is not None, "no critic here"
-        outputs = self.critic(tokens.ids, attention_mask=tokens.attention).logits.squeeze(-1)  # (B, P+T)
-        return tokens.at_predictions(outputs)
+        return tokens.at_predictions(outputs(self.critic, tokens.ids, tokens.attention).squeeze(-1))
 
     def all_own(self, tokens: Tokens) -> Said:
         """What the policy says, without gradient, in pieces that fit."""
@@ -131,6 +139,11 @@ class Networks:
         """(B, T) without gradient."""
         return self._in_pieces(tokens, lambda rows: (self.values(rows),))[0]
 
+    def dealt(self, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Which sequences this rank takes, in parts of at most so many tokens; every rank has as many, some empty."""
+        deal = dealt_by_weight if self.packed else dealt_by_length
+        return deal(lengths, max_tokens=max_tokens, hands=self.ranks.count)[self.ranks.index]
+
     @torch.no_grad()
     def _in_pieces(self, tokens: Tokens, function: Callable[[Tokens], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """`function` over the batch in pieces of like length, its (b, t) results put together as (B, T).
@@ -141,7 +154,7 @@ class Networks:
 
         def attempt(max_tokens: int) -> tuple[Tensor, ...]:
             results: tuple[Tensor, ...] | None = None
-            for piece in dealt_by_length(lengths, max_tokens=max_tokens, hands=self.ranks.count)[self.ranks.index]:
+            for piece in self.dealt(lengths, max_tokens):
                 index = torch.tensor(piece or [0], device=self.device)
                 rows = function(tokens.rows(index))
                 if results is None:

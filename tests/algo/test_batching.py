@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algo.batching import by_length, dealt_by_length, minibatches, pad
+from rlhf_ray.algo.batching import by_length, dealt_by_length, dealt_by_weight, minibatches, pad
 
 quick = settings(deadline=None, max_examples=60)
 sequences = st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=6)
@@ -95,3 +95,19 @@ def test_a_batch_ends_where_it_would_be_padded_too_much_unless_it_holds_too_litt
     assert by_length(lengths, max_tokens=99, padding=1.1, least=20) == [[0, 1, 2], [3, 4]]
     assert by_length(lengths, max_tokens=99) == [[0, 1, 2, 3, 4]]
     assert by_length(lengths, max_tokens=15, padding=1.1) == [[0], [1], [2, 3], [4]]
+
+
+@quick
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 120), st.integers(1, 5))
+def test_batches_by_weight_hold_all_and_no_more_than_they_may(lengths: list[int], most: int, hands: int) -> None:
+    dealt = dealt_by_weight(lengths, max_tokens=most, hands=hands)
+    assert len({len(hand) for hand in dealt}) == 1
+    batches = [batch for hand in dealt for batch in hand]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= 1 or sum(lengths[index] for index in batch) <= most for batch in batches)
+
+
+def test_one_batch_holds_all_where_that_fits_and_hands_get_as_much() -> None:
+    assert dealt_by_weight([5, 9, 3], max_tokens=17, hands=1) == [[[0, 1, 2]]]
+    assert dealt_by_weight([5, 9, 3, 1], max_tokens=100, hands=2) == [[[1]], [[0, 2, 3]]]
+    assert dealt_by_weight([8, 7, 6, 5], max_tokens=13, hands=1) == [[[0, 3], [1, 2]]]

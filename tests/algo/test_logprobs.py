@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algo.logprobs import entropy_from_logits, token_logprobs
+from rlhf_ray.algo.logprobs import entropy_from_logits, logprobs_and_entropy, token_logprobs
 
 quick = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**31 - 1)
@@ -46,6 +46,31 @@ def test_token_logprobs_equal_the_textbook_softmax(seed: int, temperature: float
         for t in range(3):
             weights = [math.exp(z / temperature) for z in logits[b, t].tolist()]
             assert logprobs[b, t].item() == pytest.approx(math.log(weights[ids[b, t]] / sum(weights)), abs=1e-9)
+
+
+@quick
+@given(seeds, st.floats(0.1, 20))
+def test_logprobs_with_entropy_are_both_and_have_the_same_gradient(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(6, 11, generator=generator, dtype=torch.float64)).requires_grad_()
+    ids, weights = torch.randint(11, (6,), generator=generator), torch.randn(6, generator=generator)
+    logprobs, entropy = logprobs_and_entropy(logits, ids)
+    wanted = token_logprobs(logits, ids)
+    torch.testing.assert_close(logprobs, wanted, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(entropy, entropy_from_logits(logits), atol=1e-9, rtol=1e-9)
+    assert not entropy.requires_grad
+    gradients = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (logprobs, wanted)]
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
+
+
+def test_an_impossible_token_is_none_to_logprobs_with_entropy() -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [1.0, 3.0, 2.0]], requires_grad=True)
+    logprobs, entropy = logprobs_and_entropy(logits, torch.tensor([1, 0]))
+    torch.testing.assert_close(entropy, entropy_from_logits(logits))
+    assert logprobs[0].item() == pytest.approx(-math.log(2))
+    logprobs.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[0], torch.tensor([-0.5, 0.5, 0.0]))
 
 
 def test_token_logprobs_equal_numbers_worked_by_hand() -> None:

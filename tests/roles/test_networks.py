@@ -5,6 +5,7 @@ import torch
 
 from rlhf_ray.algo.logprobs import nucleus_logprobs
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.policy import load_policy
 from rlhf_ray.models.reward import new_reward_model
 from rlhf_ray.roles import networks as networks_module
 from rlhf_ray.roles.batch import Tokens, collate
@@ -62,7 +63,7 @@ def test_what_a_policy_says_is_what_its_whole_logits_say(base: Path) -> None:
     networks = make_networks(base)
     tokens = ragged(networks)
     said = networks.say(networks.policy, tokens)
-    logits = tokens.at_predictions(networks.policy(tokens.ids, attention_mask=tokens.attention).logits) / 0.7
+    logits = tokens.at_predictions(load_policy(base)(tokens.ids, attention_mask=tokens.attention).logits) / 0.7
     logprobs = logits.log_softmax(-1)
     own = logprobs.gather(-1, tokens.response_ids.unsqueeze(-1)).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlhf_ray.config import Config, load_config
+from rlhf_ray.models.logits import outputs
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.training.diagnosis import NOTHING_SHOWS, diagnose
@@ -58,7 +59,7 @@ def sample(learner: Learner, step: int, *, flatten: float = 1.0) -> list[Rollout
     logprobs = []
     for _ in range(6):
         with torch.no_grad():
-            logits = learner.networks.policy(ids).logits[:, -1] * flatten
+            logits = outputs(learner.networks.policy, ids, torch.ones_like(ids))[:, -1] * flatten
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
         logprobs.append(logits.log_softmax(-1).gather(1, drawn))
         ids = torch.cat([ids, drawn], 1)
