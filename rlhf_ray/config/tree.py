@@ -13,6 +13,9 @@ from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_preset
 from rlhf_ray.config.section import Count, Name, Positive, Probability, Section, apply_overrides, parse_section
 from rlhf_ray.errors import ConfigError
 
+BFLOAT16_TOLERANCE = 0.05
+"""Nats; the least `rollout.tolerance` beside a learner that rounds to 8 bits."""
+
 
 class RunConfig(Section):
     """Where a run lies and what it goes on from."""
@@ -70,6 +73,8 @@ class LoRAConfig(Section):
     """What the matrices add is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Ends of the names of the layers that get them, such as `q_proj`; by default every linear layer."""
+    quantised: bool = False
+    """Keep the weights that stay as they are in 4 bits (QLoRA); needs the extra `quantised`."""
 
 
 class AnnotatorConfig(Section):
@@ -149,6 +154,14 @@ class ResourcesConfig(Section):
     learner_tokens: Count = 8192
     """Tokens, padding included, that go through the learner's networks at once. A minibatch that holds more is learnt
     from in parts, with the same gradient; where memory runs out the parts are halved."""
+    learner_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the learner computes in. With bfloat16 the weights that learn, their gradients and the optimizer stay in
+    float32. For GPUs: a CPU without bfloat16 of its own is thirty times slower in it."""
+    learner_offload: tuple[Literal["optimizer", "reference"], ...] = ()
+    """What of the learner lies in the machine's memory and comes to the GPU layer by layer: the weights that learn with
+    their optimizer, the reference."""
+    optimizer_bits: Literal[32, 8] = 32
+    """8: the optimizer's moments take a quarter of their memory (Dettmers et al. 2021); needs the extra `quantised`."""
     recompute: bool = False
     """The learner computes activations again for the gradient rather than keep them: less memory, a third more time."""
     scorer_gpus: Annotated[float, Field(ge=0)] = 0
@@ -258,6 +271,7 @@ class Config(Section):
                 f"rollout.min_generators={minimum} shares rollouts out by load, and deterministic gives each its fixed "
                 "generator: leave one of the two out"
             )
+        self._memory_is_saved_where_it_can_be()
         if self.ppo.kl.target is not None and self.ppo.kl.coef == 0:
             raise ValueError("ppo.kl.coef=0 cannot be adapted to ppo.kl.target: give it a value to start from")
         if self.model.hidden % self.model.heads:
@@ -267,6 +281,23 @@ class Config(Section):
         if self.recipe == "dialogue" and self.data.held_out >= self.data.prompts:
             raise ValueError(f"data.held_out={self.data.held_out} leaves none of data.prompts={self.data.prompts}")
         return self
+
+    def _memory_is_saved_where_it_can_be(self) -> None:
+        resources, lora = self.resources, self.lora
+        if resources.learner_dtype == "bfloat16" and self.rollout.tolerance < BFLOAT16_TOLERANCE:
+            raise ValueError(
+                f"resources.learner_dtype=bfloat16 rounds log-probs by more than rollout.tolerance="
+                f"{self.rollout.tolerance:g}: set rollout.tolerance={BFLOAT16_TOLERANCE:g} or more"
+            )
+        if lora.quantised and not lora.rank:
+            raise ValueError("lora.quantised keeps weights that do not learn in 4 bits: set lora.rank, or leave it out")
+        if lora.rank and resources.learner_offload:
+            raise ValueError("resources.learner_offload is for learning with all weights: leave it out with lora.rank")
+        if resources.optimizer_bits == 8 and (resources.learner_ranks > 1 or "optimizer" in resources.learner_offload):
+            raise ValueError(
+                "resources.optimizer_bits=8 is for one rank on its GPU: set resources.learner_ranks=1 and leave "
+                "optimizer out of resources.learner_offload, or leave it at 32"
+            )
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:

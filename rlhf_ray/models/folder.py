@@ -22,11 +22,13 @@ class Saveable(Protocol):
         """Writes its files into a folder."""
 
 
-def load_weights(auto_class: Any, path: Path, use: str) -> Any:
-    """The model of a checked folder in float32, in evaluation mode; every weight comes from the files."""
+def load_weights(auto_class: Any, path: Path, use: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """The model of a checked folder, in evaluation mode; every weight comes from the files. `options` as in
+    `from_pretrained`.
+    """
     with explained(path, use), quiet_transformers():
         model, info = auto_class.from_pretrained(
-            str(path), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(path), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
     if info["missing_keys"]:  # transformers fills these with random numbers and goes on
         missing = sorted(info["missing_keys"])

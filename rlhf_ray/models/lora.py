@@ -3,6 +3,7 @@ arXiv:2106.09685). By `peft`; what leaves this file is a plain model again.
 """
 
 import copy
+import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -10,10 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.critic import HEADS
 
 ADAPTER = "default"
 _TASKS = {"policy": TaskType.CAUSAL_LM, "critic": TaskType.TOKEN_CLS}
@@ -32,7 +34,7 @@ def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["po
         lora_alpha=config.alpha,
         target_modules=list(config.targets) or "all-linear",
         lora_dropout=0.0,  # log-probs have to be the same twice
-        exclude_modules=["score", "classifier"] if use == "critic" else None,  # a critic's head learns whole
+        exclude_modules=list(HEADS) if use == "critic" else None,  # a critic's head learns whole
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -41,6 +43,22 @@ def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["po
         except ValueError as error:
             raise ConfigError(f"lora.targets={list(config.targets)}: {str(error).splitlines()[0]}") from None
     return adapted
+
+
+def four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """`from_pretrained`'s options for a base in 4 bits that is computed in `dtype`: QLoRA (Dettmers et al. 2023,
+    arXiv:2305.14314). `ConfigError` without bitsandbytes.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("lora.quantised needs bitsandbytes: pip install 'rlhf-ray[quantised]'")
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", *HEADS],
+    )
+    return {"quantization_config": quantised, "device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}}
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:
@@ -68,20 +86,33 @@ def plain_weights(model: Any) -> dict[str, Tensor]:
             continue
         layer, inside, parameter = name.partition(".base_layer.")
         if inside and parameter == "weight":
-            delta: Any = layers[layer]
-            plain[f"{layer}.weight"] = tensor + delta.get_delta_weight(ADAPTER).to(tensor.dtype)
-        else:
+            adapted: Any = layers[layer]
+            weight = _unquantised(adapted.get_base_layer().weight)
+            plain[f"{layer}.weight"] = weight + adapted.get_delta_weight(ADAPTER).to(weight.dtype)
+        elif not parameter.startswith("weight."):  # what its quantisation keeps beside it
             plain[name.replace(".base_layer.", ".")] = tensor
     return plain
 
 
-def plain_model(model: Any) -> PreTrainedModel:
-    """A plain model with what the adapter has learnt in its weights; the one given stays as it is."""
-    if not isinstance(model, PeftModel):
-        found: PreTrainedModel = model
-        return found
-    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
-    return merged
+def _unquantised(weight: Any) -> Tensor:
+    """The numbers that a layer computes with, be they kept in 4 bits or as they are."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        plain: Tensor = weight.detach()
+        return plain
+    from bitsandbytes.functional import dequantize_4bit
+
+    numbers: Tensor = dequantize_4bit(weight.detach(), state)
+    return numbers
+
+
+def without_weights(model: Any) -> PreTrainedModel:
+    """A new model of the same architecture in float32, without adapter, for `plain_weights` to be loaded into."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    new: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return new.eval()
 
 
 def learnt_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ NAME = "rlhf_ray_packed"
 """What transformers knows this attention by."""
 PADDING, LEAST = 1.25, 512
 """Of attention's rectangles: `by_length`'s bounds."""
+SAME = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""How far rounding alone takes the hidden states, relative to their norm."""
 _TAKEN_ELSEWHERE = frozenset(
     {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_router_logits", "output_attentions"}
 )
@@ -103,7 +105,8 @@ def pack_if_it_can(model: PreTrainedModel) -> None:
     try:
         model.set_attn_implementation(NAME)
         found = run_packed(model.base_model, ids, attention, "last_hidden_state")
-        same = torch.allclose(found, wanted.masked_fill(attention.unsqueeze(-1) == 0, 0.0), rtol=1e-4, atol=1e-5)
+        wanted = wanted.masked_fill(attention.unsqueeze(-1) == 0, 0.0)
+        same = bool((found - wanted).norm() <= SAME[wanted.dtype] * wanted.norm())
     except (CannotPack, TypeError, ValueError, AttributeError, KeyError):
         same = False
     if not same:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -115,11 +116,14 @@ def load_tokenizer(path: Path, *, context: int | None = None) -> PreTrainedToken
     return tokenizer
 
 
-def load_policy(path: Path) -> PreTrainedModel:
-    """The policy of a folder in float32; `ModelError` where the folder or its tokenizer does not fit."""
+def load_policy(path: Path, **options: Any) -> PreTrainedModel:
+    """The policy of a folder, in float32 unless `options` (`load_weights`') say otherwise.
+
+    `ModelError` where the folder or its tokenizer does not fit.
+    """
     read_folder(path, "policy")
     tokenizer = load_tokenizer(path)
-    model: PreTrainedModel = load_weights(AutoModelForCausalLM, path, "policy")
+    model: PreTrainedModel = load_weights(AutoModelForCausalLM, path, "policy", **options)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(

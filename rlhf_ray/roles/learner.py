@@ -12,7 +12,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from rlhf_ray.algo.batching import minibatches
 from rlhf_ray.algo.correction import importance_weights
@@ -24,13 +23,16 @@ from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
 from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
-from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_model, plain_weights
+from rlhf_ray.models.logits import plain_of
+from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_weights, without_weights
 from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
-from rlhf_ray.roles.networks import ALONE, Networks, load_networks
+from rlhf_ray.roles.loading import load_networks
+from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
+from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
 from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
@@ -53,7 +55,7 @@ class Learner:
         self.rates = {"policy": self.ppo.learning_rate, "critic": self.ppo.critic_learning_rate}
         self.learning = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
         self.optimizers = {
-            name: torch.optim.AdamW(_learning(model), lr=self.rates[name], weight_decay=0.0, fused=True)
+            name: make_optimizer(_learning(model), self.rates[name], bits=config.resources.optimizer_bits)
             for name, model in self.learning.items()
         }
         self.kl = AdaptiveKL(self.ppo.kl.coef, self.ppo.kl.target, self.ppo.kl.horizon)
@@ -84,7 +86,7 @@ class Learner:
             lora=config.lora,
             seed=config.seed,
             ranks=ranks,
-            recompute=config.resources.recompute,
+            resources=config.resources,
         )
         return cls(networks, config=config, base=base, demonstrations=demonstrations)
 
@@ -209,10 +211,7 @@ class Learner:
         if self.ppo.kl.refresh_every and self.networks.reference is not None:
             tensors["reference"] = self._whole(self.networks.reference.state_dict())
         for name, optimizer in self.optimizers.items():
-            moments = optimizer.state_dict()["state"]
-            tensors[f"optimizer_{name}"] = self._whole(
-                {f"{index}.{key}": value for index, state in moments.items() for key, value in state.items()}
-            )
+            tensors[f"optimizer_{name}"] = self._whole(moments_of(optimizer))
         if self.averaged:
             tensors["averaged"] = self._whole(self.averaged)
         if not self.ranks.first:
@@ -238,14 +237,7 @@ class Learner:
         if self.ppo.kl.refresh_every and reference is not None:
             reference.load_state_dict(self._shards(reference.state_dict(), checkpoint.tensors["reference"]))
         for name, optimizer in self.optimizers.items():
-            moments: dict[int, dict[str, Tensor]] = {}
-            parameters = _learning(self.learning[name])
-            for key, value in checkpoint.tensors.get(f"optimizer_{name}", {}).items():
-                index, moment = key.split(".", 1)
-                like = parameters[int(index)]
-                shard = self.ranks.like(like, value) if value.shape == like.shape else value  # or a count of steps
-                moments.setdefault(int(index), {})[moment] = shard
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            load_moments(optimizer, checkpoint.tensors.get(f"optimizer_{name}", {}), self.ranks)
         if self.averaged:
             self.averaged = _copies(self._shards(self.averaged, checkpoint.tensors["averaged"]))  # changed in place
         state = checkpoint.state
@@ -255,14 +247,15 @@ class Learner:
 
     def save_policy(self, folder: Path) -> None:
         """The policy as a plain Hugging Face folder; the first rank's work."""
-        if self.ranks.count == 1:
-            save_policy(folder, plain_model(self.networks.policy), self.tokenizer)
-            return
-        weights = self._whole(plain_weights(self.networks.policy))
-        if self.ranks.first:
-            policy = AutoModelForCausalLM.from_config(self.networks.policy.config, dtype=torch.float32)
-            policy.load_state_dict(weights)
+        policy = self.networks.policy
+        if self.ranks.mesh is None and plain_of(policy) is policy:
             save_policy(folder, policy, self.tokenizer)
+            return
+        weights = self._whole(plain_weights(policy))
+        if self.ranks.first:
+            plain = without_weights(policy)
+            plain.load_state_dict(weights)
+            save_policy(folder, plain, self.tokenizer)
 
     def adopt(self, folder: Path) -> None:
         """The policy of a folder in place of this one, as one step of learning; nothing is learnt after it."""

@@ -1,31 +1,27 @@
 """The networks that a learner holds, and what they say of a batch: log-probs, entropies, values."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_ray.algo.batching import dealt_by_length, dealt_by_weight
 from rlhf_ray.algo.logprobs import entropy_from_logits, logprobs_and_entropy, nucleus_logprobs, token_logprobs
-from rlhf_ray.config import LoRAConfig
-from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.files import read_folder
-from rlhf_ray.models.folder import explained, quiet_transformers
+from rlhf_ray.config import ResourcesConfig
 from rlhf_ray.models.logits import head_is_known, hidden_states, logits_from, outputs, plain_of
-from rlhf_ray.models.lora import with_adapter, without_adapter, without_adapter_for_good
+from rlhf_ray.models.lora import without_adapter, without_adapter_for_good
 from rlhf_ray.models.packing import is_packed, pack_if_it_can
-from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.types import Sampling
 
-NO_LORA, ALONE = LoRAConfig(), Ranks()
+ALONE, PLAIN = Ranks(), ResourcesConfig()
 LOGITS_AT_ONCE = 2**23
 """Numbers: 32 MiB in float32. More are made piece by piece, and made again for the gradient rather than kept."""
 
@@ -55,18 +51,23 @@ class Networks:
         sampling: Sampling,
         budget: TokenBudget,
         ranks: Ranks = ALONE,
+        resources: ResourcesConfig = PLAIN,
     ) -> None:
         """Without a reference of its own, the policy without its adapter is the reference."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.sampling, self.budget, self.ranks = sampling, budget, ranks
+        self.sampling, self.budget, self.ranks, self.resources = sampling, budget, ranks, resources
+        self.dtype: torch.dtype = getattr(torch, resources.learner_dtype)
         for model in (policy, reference, critic):
             if model is not None:
                 pack_if_it_can(plain_of(model))
         self.packed = all(is_packed(plain_of(model)) for model in (policy, reference, critic) if model is not None)
         self.in_halves = head_is_known(policy)
-        self.policy = ranks.shard(policy.to(self.device))
-        self.critic = ranks.shard(critic.to(self.device)) if critic is not None else None
-        self.reference = ranks.shard(reference.to(self.device).requires_grad_(False)) if reference is not None else None
+        self.policy = self._learning(policy)
+        self.critic = None if critic is None else self._learning(critic)
+        self.reference = None
+        if reference is not None:
+            offload = "reference" in resources.learner_offload
+            self.reference = self._held(reference.requires_grad_(False).to(self.dtype), offload=offload)
 
     def adopt(self, policy: PreTrainedModel) -> None:
         """Another policy in place of this one; the reference stays what it was."""
@@ -74,7 +75,7 @@ class Networks:
             self.reference = without_adapter_for_good(self.policy).requires_grad_(False)
         if self.packed:
             pack_if_it_can(policy)
-        self.policy = self.ranks.shard(policy.to(self.device))
+        self.policy = self._learning(policy)
 
     def say(self, model: Any, tokens: Tokens, *, sampling: Sampling | None = None, learn_entropy: bool = False) -> Said:
         """What a policy says of the responses, sampled as the engines do or as told.
@@ -113,12 +114,15 @@ class Networks:
             columns = (torch.cat(column) for column in zip(*parts, strict=True))  # (N) each
             return tuple(torch.zeros_like(mask, dtype=x.dtype).masked_scatter(mask, x) for x in columns)
 
-        return Said(*self.ranks.as_forward(model, forward)(tokens))
+        with self._computing():
+            return Said(*self.ranks.as_forward(model, forward)(tokens))
 
     def values(self, tokens: Tokens) -> Tensor:
         """(B, T) what the critic says of the state in which each response token was chosen."""
         assert self.critic is not None, "no critic here"
-        return tokens.at_predictions(outputs(self.critic, tokens.ids, tokens.attention).squeeze(-1))
+        with self._computing():
+            values = outputs(self.critic, tokens.ids, tokens.attention).squeeze(-1)  # (B, P+T)
+        return tokens.at_predictions(values).float()
 
     def all_own(self, tokens: Tokens) -> Said:
         """What the policy says, without gradient, in pieces that fit."""
@@ -166,75 +170,19 @@ class Networks:
 
         return self.budget.spend(attempt)
 
+    def _learning(self, model: Any) -> Any:
+        return self._held(model, offload="optimizer" in self.resources.learner_offload)
+
+    def _held(self, model: Any, *, offload: bool) -> Any:
+        if self.ranks.mesh is None:
+            return model.to(self.device)
+        return self.ranks.shard(model, dtype=self.dtype, offload=offload)  # which brings it to the device
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        """In here what is held in float32 is computed in `dtype`: where nothing is sharded, an adapter and a head."""
+        if self.ranks.mesh is not None or self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
     def _vocabulary(self, model: Any) -> int:
         return int(model.get_output_embeddings().weight.shape[0])
-
-
-def recompute_activations(model: Any) -> None:
-    """Keeps only what goes into each layer, and computes the rest again for the gradient (Chen et al. 2016,
-    arXiv:1604.06174). transformers does so in training mode only, in which dropout must not wake up.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()  # an adapter's base does not learn, and nothing would be kept for it
-    model.train()
-
-
-def new_critic(body: Path, policy: Path) -> PreTrainedModel:
-    """The body of a model folder with a head that says 0, the mean of normalised rewards.
-
-    `ConfigError` where the body reads other tokens than the policy's, as a reward model's may.
-    """
-    read_folder(body, "critic")
-    if body != policy and _vocabulary(body) != _vocabulary(policy):
-        raise ConfigError(
-            "ppo.critic_from=reward_model: the reward model has another tokenizer than the policy, so it cannot value "
-            "the policy's tokens; leave it at policy"
-        )
-    with explained(body, "critic"), quiet_transformers():
-        config = AutoConfig.from_pretrained(str(body), local_files_only=True, num_labels=1)
-        config.classifier_dropout = 0.0
-        config.use_cache = False  # nobody lets it go on
-        critic: PreTrainedModel = AutoModelForTokenClassification.from_pretrained(
-            str(body), config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    for parameter in critic.get_submodule(_head(critic)).parameters():
-        nn.init.zeros_(parameter)
-    return critic
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    with explained(folder, "tokenizer"):
-        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).get_vocab()
-    return vocabulary
-
-
-def _head(critic: PreTrainedModel) -> str:
-    """The name of the layer behind the body: `score` in decoders, `classifier` in encoders."""
-    return next(name for name in ("score", "classifier") if hasattr(critic, name))
-
-
-def load_networks(
-    base: Path,
-    *,
-    sampling: Sampling,
-    budget: TokenBudget,
-    critic_body: Path | None,
-    lora: LoRAConfig = NO_LORA,
-    seed: int = 0,
-    ranks: Ranks = ALONE,
-    recompute: bool = False,
-) -> Networks:
-    """All at the start of a run: the policy and the reference are the base policy."""
-    policy = with_adapter(load_policy(base), lora, use="policy", seed=seed)
-    critic = None
-    if critic_body is not None:
-        critic = with_adapter(new_critic(critic_body, base), lora, use="critic", seed=seed)
-    if recompute:
-        for model in (policy, critic) if critic is not None else (policy,):
-            recompute_activations(model)
-    return Networks(policy, None if lora.rank else load_policy(base), critic, sampling, budget, ranks)

@@ -8,6 +8,7 @@ All ranks make the same calls in the same order; a rank that has nothing to do m
 """
 
 import socket
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -36,13 +45,24 @@ class Ranks:
         """Whether this one speaks and writes for all."""
         return self.index == 0
 
-    def shard(self, model: Any) -> Any:
-        """The model, its layers sharded over the ranks; from here on its parameters are `DTensor`s."""
+    def shard(self, model: Any, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> Any:
+        """The model, its layers sharded over the ranks; from here on its parameters are `DTensor`s.
+
+        It computes in `dtype`, from weights that stay what they are. With `offload` those, their gradients and with
+        them the optimizer lie in the machine's memory, and each layer comes to the GPU when it is computed.
+        """
         if self.mesh is None:
             return model
+        # outputs that are views are only read here
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        options: dict[str, Any] = {
+            "mesh": self.mesh,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+            "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        }
         for block in _blocks(model):
-            fully_shard(block, mesh=self.mesh)
-        return fully_shard(model, mesh=self.mesh)
+            fully_shard(block, **options)
+        return fully_shard(model, **options)
 
     def as_forward(self, model: Any, function: Function) -> Function:
         """`function`, which uses the model's parts, with the weights gathered as for the model's own forward pass.
@@ -74,7 +94,8 @@ class Ranks:
         if not isinstance(tensor, DTensor):
             return whole
         on_device = whole.to(tensor.device_mesh.device_type)
-        return distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        shard = distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        return shard.to(tensor.device)  # a mesh's device is not where offloaded ones lie
 
     def close(self) -> None:
         """Ends it, once all ranks are here: one that left earlier would tear the others down."""
@@ -87,15 +108,21 @@ def join_ranks(index: int, count: int, meeting_point: str | None, *, deadline_s:
     """Returns once all ranks have come to `meeting_point`, the first one's `host:port`; raises after the deadline."""
     if count == 1:
         return Ranks()
-    on_gpu = torch.cuda.is_available()
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        _backends(),
         init_method=f"tcp://{meeting_point}",
         rank=index,
         world_size=count,
         timeout=timedelta(seconds=deadline_s),
     )
-    return Ranks(index, count, init_device_mesh("cuda" if on_gpu else "cpu", (count,)))
+    return Ranks(index, count, _mesh(count))
+
+
+def shard_alone() -> Ranks:
+    """One rank that is sharded all the same: for `Ranks.shard`'s dtype and offload."""
+    if not dist.is_initialized():
+        dist.init_process_group(_backends(), store=HashStore(), rank=0, world_size=1)
+    return Ranks(0, 1, _mesh(1))
 
 
 def free_port() -> int:
@@ -103,6 +130,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def _backends() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _mesh(count: int) -> DeviceMesh:
+    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (count,))
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

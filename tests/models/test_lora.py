@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.critic import new_critic
 from rlhf_ray.models.lora import (
     learnt_weights,
     load_learnt_weights,
@@ -17,7 +18,6 @@ from rlhf_ray.models.lora import (
     without_adapter,
 )
 from rlhf_ray.models.policy import load_policy
-from rlhf_ray.roles.networks import new_critic
 from tests.models.tiny import make_policy_folder
 
 LORA = LoRAConfig(rank=4)

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from rlhf_ray.algo.logprobs import nucleus_logprobs
+from rlhf_ray.config import ResourcesConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.critic import new_critic
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.models.reward import new_reward_model
 from rlhf_ray.roles import networks as networks_module
 from rlhf_ray.roles.batch import Tokens, collate
 from rlhf_ray.roles.budget import TokenBudget
-from rlhf_ray.roles.networks import Networks, load_networks, new_critic
+from rlhf_ray.roles.loading import load_networks
+from rlhf_ray.roles.networks import Networks
 from rlhf_ray.types import Sampling
 from tests.models.tiny import make_policy_folder
 
@@ -113,8 +116,13 @@ def test_entropy_has_a_gradient_only_where_it_is_learnt(base: Path) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_activations_are_computed_again_where_that_is_asked_for(base: Path, recompute: bool) -> None:
-    options = {"sampling": Sampling(), "budget": TokenBudget(4096), "critic_body": None, "recompute": recompute}
-    networks = load_networks(base, **options)  # type: ignore[arg-type]
+    networks = load_networks(
+        base,
+        sampling=Sampling(),
+        budget=TokenBudget(4096),
+        critic_body=None,
+        resources=ResourcesConfig(recompute=recompute),
+    )
     passes = []
     networks.policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     networks.say(networks.policy, ragged(networks)).logprobs.sum().backward()

@@ -1,0 +1,65 @@
+"""The networks of a learner as a run begins with them, each held as the config wants it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_ray.config import LoRAConfig, ResourcesConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.critic import new_critic
+from rlhf_ray.models.lora import four_bits, with_adapter
+from rlhf_ray.models.policy import load_policy
+from rlhf_ray.roles.budget import TokenBudget
+from rlhf_ray.roles.networks import ALONE, PLAIN, Networks
+from rlhf_ray.roles.ranks import Ranks, shard_alone
+from rlhf_ray.types import Sampling
+
+NO_LORA = LoRAConfig()
+
+
+def load_networks(
+    base: Path,
+    *,
+    sampling: Sampling,
+    budget: TokenBudget,
+    critic_body: Path | None,
+    lora: LoRAConfig = NO_LORA,
+    seed: int = 0,
+    ranks: Ranks = ALONE,
+    resources: ResourcesConfig = PLAIN,
+) -> Networks:
+    """All at the start of a run: the policy and the reference are the base policy."""
+    if resources.learner_offload and not torch.cuda.is_available():
+        raise ConfigError("resources.learner_offload relieves a GPU, and there is none here: leave it out")
+    if ranks.mesh is None and not lora.rank and (resources.learner_dtype != "float32" or resources.learner_offload):
+        ranks = shard_alone()
+    held: dict[str, Any] = {}
+    if lora.rank:  # what stays as it is may as well be held as it is computed
+        held["dtype"] = getattr(torch, resources.learner_dtype)
+    if lora.quantised:
+        held |= four_bits(held["dtype"])
+    policy = with_adapter(load_policy(base, **held), lora, use="policy", seed=seed)
+    critic = None
+    if critic_body is not None:
+        critic = with_adapter(new_critic(critic_body, base, **held), lora, use="critic", seed=seed)
+    if resources.recompute:
+        for model in (policy, critic) if critic is not None else (policy,):
+            recompute_activations(model)
+    reference = None if lora.rank else load_policy(base)
+    return Networks(policy, reference, critic, sampling, budget, ranks, resources)
+
+
+def recompute_activations(model: Any) -> None:
+    """Keeps only what goes into each layer, and computes the rest again for the gradient (Chen et al. 2016,
+    arXiv:1604.06174). transformers does so in training mode only, in which dropout must not wake up.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()  # an adapter's base does not learn, and nothing would be kept for it
+    model.train()
