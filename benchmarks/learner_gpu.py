@@ -7,8 +7,8 @@ Random weights in the shapes of two open models, random rollouts of ragged lengt
 and this package, and neither Ray nor vLLM. Each form prints one line; the bare loop stands beside the first.
 
 - tokens/s: of prompts and responses, padding not counted, in `update`; every network that learns goes over all of them.
-- MFU: 6 FLOP a weight and token for a network that learns, and attention's, over what the GPU could do in bfloat16
-  (`--peak`; Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Activations computed twice count once.
+- MFU: 4 FLOP a weight and token and 2 more a weight that learns, and attention's, over what the GPU could do in
+  bfloat16 (`--peak`; Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Activations computed twice count once.
 - peak: memory that torch held at most, over `prepare` and `update`.
 """
 
@@ -89,6 +89,7 @@ def main() -> int:
     """One line a form; 1 where one failed."""
     parser = argparse.ArgumentParser(description="The learner on one GPU.")
     parser.add_argument("--shape", nargs="*", default=["0.5B", "7B"], choices=SHAPES)
+    parser.add_argument("--form", default="", help="only forms whose name holds this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16_384, help="resources.learner_tokens")
     parser.add_argument("--peak", type=float, default=PEAK, help="the GPU's TFLOP/s in bfloat16")
@@ -100,6 +101,8 @@ def main() -> int:
     failed = False
     for shape in options.shape:
         for number, form in enumerate(form for form in FORMS if form.shape == shape):
+            if options.form not in form.name:
+                continue
             try:
                 measure(form, options, beside_bare_loop=number == 0)
             except Exception as error:  # a form that does not fit is a result, and the others are wanted all the same
@@ -207,9 +210,10 @@ def flop(learner: Learner, rollouts: list[Rollout]) -> float:
     total = 0.0
     for model in learner.learning.values():
         weights = sum(parameter.numel() for parameter in model.parameters())
+        learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         config = model.config
         attention = 6 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)  # half is masked
-        total += 6 * weights * sum(lengths) + attention
+        total += (4 * weights + 2 * learnt) * sum(lengths) + attention
     return total
 
 

@@ -19,8 +19,9 @@ class TokenBudget:
         self.tokens, self.alone = tokens, alone
         self.halved = 0
 
-    def spend(self, attempt: Callable[[int], T]) -> T:
-        """What `attempt(tokens)` returns; where memory runs out it is made again from its start with half of them.
+    def spend(self, attempt: Callable[[int], T], *, all_of_it: int) -> T:
+        """What `attempt(tokens)` returns; where memory runs out it is made again from its start with half of them, or
+        half of `all_of_it`, the tokens that there are, where that is less.
 
         Raises `InfrastructureError` with the setting to change once that has not helped three times.
         """
@@ -37,7 +38,7 @@ class TokenBudget:
                     f"the learner ran out of memory {self.halved + 1} times, last with {self.tokens} tokens at once "
                     f"({reason}); set resources.learner_tokens below that, or give it more memory"
                 )
-            self.tokens //= 2
+            self.tokens = min(self.tokens, all_of_it) // 2
             self.halved += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

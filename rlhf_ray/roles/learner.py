@@ -300,7 +300,8 @@ class Learner:
         policy_learns = self.weights_step >= self.ppo.critic_warmup
         drawn = self._draw(len(index), generator) if self.ppo.ptx_coef and policy_learns else None
         stats = self.networks.budget.spend(
-            lambda max_tokens: self._follow(batch, index, drawn, policy_learns=policy_learns, max_tokens=max_tokens)
+            lambda max_tokens: self._follow(batch, index, drawn, policy_learns=policy_learns, max_tokens=max_tokens),
+            all_of_it=batch.tokens.attention[index].numel(),
         )
         norms, finite = self._step(stats.pop("loss"))
         return stats | {"learn/grad_norm": norms["policy"], "finite": torch.tensor(float(finite))}
@@ -324,7 +325,8 @@ class Learner:
         totals = Totals.of(batch.tokens.mask[index])
         for rows, share in self._parts(batch.tokens.attention[index], max_tokens):
             part = batch.rows(index[rows])
-            add(share, *self.objective.of(part, totals, kl_coef=self.kl.coef, policy_learns=policy_learns))
+            for loss, told in self.objective.of(part, totals, kl_coef=self.kl.coef, policy_learns=policy_learns):
+                add(share, loss, told)
         if drawn is not None:
             totals = Totals.of(drawn.mask)
             for rows, share in self._parts(drawn.attention, max_tokens):

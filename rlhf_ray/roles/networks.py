@@ -22,8 +22,9 @@ from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.types import Sampling
 
 ALONE, PLAIN = Ranks(), ResourcesConfig()
-LOGITS_AT_ONCE = 2**23
-"""Numbers: 32 MiB in float32. More are made piece by piece, and made again for the gradient rather than kept."""
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**28}
+"""Numbers: 32 MiB and 1 GiB in float32. More are made piece by piece, and made again for the gradient rather than kept;
+a GPU is idle between pieces that are too small for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Networks:
         grow with the batch, only with the vocabulary. Entropy has a gradient only where it is to be learnt.
         """
         sampling = sampling or self.sampling
-        size = max(1, LOGITS_AT_ONCE // self._vocabulary(model))
+        size = max(1, LOGITS_AT_ONCE[self.device.type] // self._vocabulary(model))
 
         def one(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
             logits = logits_from(model, states) if self.in_halves else states  # (n, V)
@@ -168,7 +169,7 @@ class Networks:
             assert results is not None, "an empty batch reached the learner"
             return tuple(self.ranks.sum(result) for result in results)
 
-        return self.budget.spend(attempt)
+        return self.budget.spend(attempt, all_of_it=tokens.attention.numel())
 
     def _learning(self, model: Any) -> Any:
         return self._held(model, offload="optimizer" in self.resources.learner_offload)

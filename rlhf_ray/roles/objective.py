@@ -1,5 +1,6 @@
 """What an update of policy and critic minimises, by the config's choice."""
 
+from collections.abc import Iterator
 from typing import assert_never
 
 import torch
@@ -33,15 +34,17 @@ class Objective:
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.ppo, self.longest = networks, config.ppo, config.rollout.max_tokens
 
-    def of(self, rows: Batch, totals: Totals, *, kl_coef: float, policy_learns: bool) -> Part:
-        """Of rollouts: the policy's loss, entropy bonus and KL penalty, unless the critic learns alone, and its own."""
-        losses, stats = self._policy(rows, totals, kl_coef=kl_coef) if policy_learns else ([], {})
+    def of(self, rows: Batch, totals: Totals, *, kl_coef: float, policy_learns: bool) -> Iterator[Part]:
+        """Of rollouts: the policy's loss, entropy bonus and KL penalty, unless the critic learns alone; then its own.
+
+        One network after the other, so that the activations of one are gone when the other's are made.
+        """
+        if policy_learns:
+            yield self._policy(rows, totals, kl_coef=kl_coef)
         if rows.returns is not None and rows.values is not None:
             values, mask = self.networks.values(rows.tokens), rows.tokens.mask
             loss = value_loss_clipped(values, rows.values, rows.returns, mask, clip=self.ppo.value_clip, totals=totals)
-            stats["loss/value_avg"] = loss
-            losses.append(self.ppo.value_coef * loss)
-        return torch.stack(losses).sum(), stats
+            yield self.ppo.value_coef * loss, {"loss/value_avg": loss}
 
     def on_demonstrations(self, tokens: Tokens, totals: Totals) -> Part:
         """PPO-ptx: the mean loss a token, Ouyang et al. 2022 (arXiv:2203.02155), equation 2."""
@@ -49,7 +52,7 @@ class Objective:
         loss = -masked_mean(logprobs, tokens.mask, totals)
         return self.ppo.ptx_coef * loss, {"loss/ptx_avg": loss}
 
-    def _policy(self, rows: Batch, totals: Totals, *, kl_coef: float) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _policy(self, rows: Batch, totals: Totals, *, kl_coef: float) -> Part:
         ppo, mask = self.ppo, rows.tokens.mask
         said = self.networks.say(self.networks.policy, rows.tokens, learn_entropy=ppo.entropy_coef > 0)
         part = policy_token_loss(ppo, said.logprobs, rows.logprobs, rows.advantages, mask)
@@ -70,7 +73,7 @@ class Objective:
             kl = kl_per_token(said.logprobs, rows.reference_logprobs, ppo.kl.estimator)
             stats["loss/kl_avg"] = self._average(kl, mask, totals)
             losses.append(kl_coef * stats["loss/kl_avg"])
-        return losses, stats
+        return torch.stack(losses).sum(), stats
 
     def _average(self, x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
         return average(x, mask, self.ppo.average, length=self.longest, totals=totals)

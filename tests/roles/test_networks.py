@@ -99,7 +99,7 @@ def test_logits_made_piece_by_piece_give_the_same_figures_and_the_same_gradient(
 
     monkeypatch.setattr(networks_module, "token_logprobs", watched)
     vocabulary = len(whole[2])
-    monkeypatch.setattr(networks_module, "LOGITS_AT_ONCE", 5 * vocabulary)
+    monkeypatch.setitem(networks_module.LOGITS_AT_ONCE, "cpu", 5 * vocabulary)
     pieces = figures_and_gradient()
     assert max(sizes) == 5 * vocabulary
     assert len(sizes) == 14 if in_halves else 7  # 33 tokens, and once more for the gradient
