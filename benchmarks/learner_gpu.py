@@ -89,7 +89,7 @@ def main() -> int:
     """One line a form; 1 where one failed."""
     parser = argparse.ArgumentParser(description="The learner on one GPU.")
     parser.add_argument("--shape", nargs="*", default=["0.5B", "7B"], choices=SHAPES)
-    parser.add_argument("--form", default="", help="only forms whose name holds this")
+    parser.add_argument("--form", nargs="*", default=[""], help="only forms whose name holds one of these")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16_384, help="resources.learner_tokens")
     parser.add_argument("--peak", type=float, default=PEAK, help="the GPU's TFLOP/s in bfloat16")
@@ -101,10 +101,10 @@ def main() -> int:
     failed = False
     for shape in options.shape:
         for number, form in enumerate(form for form in FORMS if form.shape == shape):
-            if options.form not in form.name:
+            if not any(part in form.name for part in options.form):
                 continue
             try:
-                measure(form, options, beside_bare_loop=number == 0)
+                measure(form, options, beside_bare_loop=number == 0 and shape != "7B")  # which would not fit
             except Exception as error:  # a form that does not fit is a result, and the others are wanted all the same
                 failed = True
                 print(f"{form.shape} {form.name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
@@ -162,14 +162,13 @@ def make_learner(form: Form, config: Config, tokenizer: Path) -> Learner:
         for model in (policy, critic) if critic is not None else (policy,):
             recompute_activations(model)
     reference = None if lora.rank else random_model(AutoModelForCausalLM, form.shape, torch.bfloat16)
-    sharded = not lora.rank and (resources.learner_dtype == "bfloat16" or resources.learner_offload)
     networks = Networks(
         policy,
         reference,
         critic,
         Sampling(max_tokens=config.rollout.max_tokens),
         TokenBudget(resources.learner_tokens),
-        shard_alone() if sharded else Ranks(),
+        shard_alone() if resources.learner_offload else Ranks(),
         resources,
     )
     if form.padded:

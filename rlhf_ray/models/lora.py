@@ -42,6 +42,9 @@ def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["po
             adapted: PeftModel = get_peft_model(model, wanted)
         except ValueError as error:
             raise ConfigError(f"lora.targets={list(config.targets)}: {str(error).splitlines()[0]}") from None
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # autocast casts the adapter's small matrices, not what they read
     return adapted
 
 

@@ -106,7 +106,9 @@ def pack_if_it_can(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
         found = run_packed(model.base_model, ids, attention, "last_hidden_state")
         wanted = wanted.masked_fill(attention.unsqueeze(-1) == 0, 0.0)
-        same = bool((found - wanted).norm() <= SAME[wanted.dtype] * wanted.norm())
+        autocast = torch.is_autocast_enabled(device.type)
+        computed_in = torch.get_autocast_dtype(device.type) if autocast else wanted.dtype
+        same = bool((found - wanted).norm() <= SAME[computed_in] * wanted.norm())
     except (CannotPack, TypeError, ValueError, AttributeError, KeyError):
         same = False
     if not same:
@@ -134,6 +136,9 @@ def packed_attention(
     asked = {name for name, value in more.items() if value is not None and name not in _TAKEN_ELSEWHERE}
     if asked or dropout or not getattr(module, "is_causal", True):
         raise CannotPack(f"attention with {sorted(asked) or 'dropout or a look ahead'}")
+    if torch.is_autocast_enabled(query.device.type):  # as it would be in torch's own attention
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = _by_flash(query[0], key[0], value[0], packing, scaling, sliding_window)
     else:

@@ -33,7 +33,7 @@ from rlhf_ray.roles.loading import load_networks
 from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
-from rlhf_ray.roles.ranks import Ranks
+from rlhf_ray.roles.ranks import Ranks, is_sharded
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -248,7 +248,7 @@ class Learner:
     def save_policy(self, folder: Path) -> None:
         """The policy as a plain Hugging Face folder; the first rank's work."""
         policy = self.networks.policy
-        if self.ranks.mesh is None and plain_of(policy) is policy:
+        if not is_sharded(policy) and plain_of(policy) is policy:
             save_policy(folder, policy, self.tokenizer)
             return
         weights = self._whole(plain_weights(policy))

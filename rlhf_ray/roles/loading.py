@@ -33,7 +33,7 @@ def load_networks(
     """All at the start of a run: the policy and the reference are the base policy."""
     if resources.learner_offload and not torch.cuda.is_available():
         raise ConfigError("resources.learner_offload relieves a GPU, and there is none here: leave it out")
-    if ranks.mesh is None and not lora.rank and (resources.learner_dtype != "float32" or resources.learner_offload):
+    if ranks.mesh is None and resources.learner_offload:
         ranks = shard_alone()
     held: dict[str, Any] = {}
     if lora.rank:  # what stays as it is may as well be held as it is computed

@@ -18,7 +18,7 @@ from rlhf_ray.models.lora import without_adapter, without_adapter_for_good
 from rlhf_ray.models.packing import is_packed, pack_if_it_can
 from rlhf_ray.roles.batch import Tokens
 from rlhf_ray.roles.budget import TokenBudget
-from rlhf_ray.roles.ranks import Ranks
+from rlhf_ray.roles.ranks import Ranks, is_sharded
 from rlhf_ray.types import Sampling
 
 ALONE, PLAIN = Ranks(), ResourcesConfig()
@@ -58,11 +58,12 @@ class Networks:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sampling, self.budget, self.ranks, self.resources = sampling, budget, ranks, resources
         self.dtype: torch.dtype = getattr(torch, resources.learner_dtype)
-        for model in (policy, reference, critic):
-            if model is not None:
-                pack_if_it_can(plain_of(model))
-        self.packed = all(is_packed(plain_of(model)) for model in (policy, reference, critic) if model is not None)
-        self.in_halves = head_is_known(policy)
+        plain = [plain_of(model) for model in (policy, reference, critic) if model is not None]
+        with self._computing(policy):
+            for model in plain:
+                pack_if_it_can(model)
+            self.in_halves = head_is_known(policy)
+        self.packed = all(map(is_packed, plain))
         self.policy = self._learning(policy)
         self.critic = None if critic is None else self._learning(critic)
         self.reference = None
@@ -115,13 +116,13 @@ class Networks:
             columns = (torch.cat(column) for column in zip(*parts, strict=True))  # (N) each
             return tuple(torch.zeros_like(mask, dtype=x.dtype).masked_scatter(mask, x) for x in columns)
 
-        with self._computing():
+        with self._computing(model):
             return Said(*self.ranks.as_forward(model, forward)(tokens))
 
     def values(self, tokens: Tokens) -> Tensor:
         """(B, T) what the critic says of the state in which each response token was chosen."""
         assert self.critic is not None, "no critic here"
-        with self._computing():
+        with self._computing(self.critic):
             values = outputs(self.critic, tokens.ids, tokens.attention).squeeze(-1)  # (B, P+T)
         return tokens.at_predictions(values).float()
 
@@ -175,15 +176,15 @@ class Networks:
         return self._held(model, offload="optimizer" in self.resources.learner_offload)
 
     def _held(self, model: Any, *, offload: bool) -> Any:
-        if self.ranks.mesh is None:
+        if self.ranks.count == 1 and not offload:  # sharding alone would cost each layer its hooks
             return model.to(self.device)
         return self.ranks.shard(model, dtype=self.dtype, offload=offload)  # which brings it to the device
 
-    def _computing(self) -> AbstractContextManager[Any]:
-        """In here what is held in float32 is computed in `dtype`: where nothing is sharded, an adapter and a head."""
-        if self.ranks.mesh is not None or self.dtype == torch.float32:
+    def _computing(self, model: Any) -> AbstractContextManager[Any]:
+        """In here what the model holds in float32 is computed in `dtype`; where it is sharded that has its own way."""
+        if is_sharded(model) or self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(model.device.type, dtype=self.dtype)
 
     def _vocabulary(self, model: Any) -> int:
         return int(model.get_output_embeddings().weight.shape[0])

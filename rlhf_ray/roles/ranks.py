@@ -69,7 +69,7 @@ class Ranks:
 
         It has to return a tuple of tensors: their gradients say when the weights are needed again.
         """
-        if not isinstance(model, FSDPModule):
+        if not is_sharded(model):
             return function
         sharded: Any = model
         sharded._as_forward = function
@@ -118,8 +118,13 @@ def join_ranks(index: int, count: int, meeting_point: str | None, *, deadline_s:
     return Ranks(index, count, _mesh(count))
 
 
+def is_sharded(model: object) -> bool:
+    """Whether `Ranks.shard` has sharded it."""
+    return isinstance(model, FSDPModule)
+
+
 def shard_alone() -> Ranks:
-    """One rank that is sharded all the same: for `Ranks.shard`'s dtype and offload."""
+    """One rank that can shard all the same: for what is offloaded."""
     if not dist.is_initialized():
         dist.init_process_group(_backends(), store=HashStore(), rank=0, world_size=1)
     return Ranks(0, 1, _mesh(1))
