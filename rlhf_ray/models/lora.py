@@ -2,8 +2,8 @@
 arXiv:2106.09685). By `peft`; what leaves this file is a plain model again.
 """
 
-import copy
 import importlib.util
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
@@ -76,25 +76,24 @@ def without_adapter_for_good(model: PeftModel) -> PreTrainedModel:
     return base
 
 
-def plain_weights(model: Any) -> dict[str, Tensor]:
-    """The state dict of a plain model, under its own names, what the adapter has learnt added in."""
+def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The state dict of a plain model, weight by weight under its own names, what the adapter has learnt added in."""
     if not isinstance(model, PeftModel):
-        state: dict[str, Tensor] = model.state_dict()
-        return state
+        yield from model.state_dict().items()
+        return
     base = model.get_base_model()
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    plain = {}
     for name, tensor in base.state_dict().items():
         if ".lora_" in name:
             continue
         layer, inside, parameter = name.partition(".base_layer.")
         if inside and parameter == "weight":
             adapted: Any = layers[layer]
-            weight = _unquantised(adapted.get_base_layer().weight)
-            plain[f"{layer}.weight"] = weight + adapted.get_delta_weight(ADAPTER).to(weight.dtype)
+            # half precision would round away what was learnt beside a weight that is a hundred times as large
+            weight = _unquantised(adapted.get_base_layer().weight).float()
+            yield f"{layer}.weight", weight + adapted.get_delta_weight(ADAPTER)
         elif not parameter.startswith("weight."):  # what its quantisation keeps beside it
-            plain[name.replace(".base_layer.", ".")] = tensor
-    return plain
+            yield name.replace(".base_layer.", "."), tensor
 
 
 def _unquantised(weight: Any) -> Tensor:
@@ -107,15 +106,6 @@ def _unquantised(weight: Any) -> Tensor:
 
     numbers: Tensor = dequantize_4bit(weight.detach(), state)
     return numbers
-
-
-def without_weights(model: Any) -> PreTrainedModel:
-    """A new model of the same architecture in float32, without adapter, for `plain_weights` to be loaded into."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    new: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    return new.eval()
 
 
 def learnt_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -47,14 +47,13 @@ class Tokens:
         """The same on another device."""
         return Tokens(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def at_predictions(self, outputs: Tensor) -> Tensor:
-        """What the model said where it predicted each response token: (B, P+T, ...) to (B, T, ...).
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the model said where it predicted each response token: (B, P+T, ...) to (N, ...), in the mask's order.
 
         Response token t of a row stands at position `prompt_length + t` and is predicted one position before.
         """
-        columns = torch.arange(self.mask.shape[1], device=outputs.device)
-        where = (self.prompt_lengths[:, None] - 1 + columns).clamp(max=outputs.shape[1] - 1)  # (B, T)
-        return outputs[torch.arange(outputs.shape[0], device=outputs.device)[:, None], where]
+        rows, columns = self.mask.nonzero(as_tuple=True)
+        return outputs[rows, self.prompt_lengths[rows] - 1 + columns]
 
 
 @dataclass(frozen=True, slots=True)

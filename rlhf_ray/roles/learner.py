@@ -5,7 +5,7 @@ models. What holds for all: one update of the policy (and of the critic, where t
 log-probs are computed anew here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -23,9 +23,10 @@ from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
 from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
+from rlhf_ray.models.export import save_streamed
 from rlhf_ray.models.logits import plain_of
-from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_weights, without_weights
-from rlhf_ray.models.policy import load_policy, load_tokenizer, save_policy
+from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_weights
+from rlhf_ray.models.policy import load_policy, load_tokenizer
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
@@ -33,7 +34,7 @@ from rlhf_ray.roles.loading import load_networks
 from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
-from rlhf_ray.roles.ranks import Ranks, is_sharded
+from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -184,7 +185,7 @@ class Learner:
 
     def export_weights(self) -> FlatWeights | None:
         """The policy's weights for the generators, under the names that `save_pretrained` writes; the first rank's."""
-        weights = self._whole(plain_weights(self.networks.policy))
+        weights = dict(self._wholes(plain_weights(self.networks.policy)))
         return flatten(weights, self.weights_step) if self.ranks.first else None
 
     @torch.no_grad()
@@ -247,15 +248,13 @@ class Learner:
 
     def save_policy(self, folder: Path) -> None:
         """The policy as a plain Hugging Face folder; the first rank's work."""
-        policy = self.networks.policy
-        if not is_sharded(policy) and plain_of(policy) is policy:
-            save_policy(folder, policy, self.tokenizer)
-            return
-        weights = self._whole(plain_weights(policy))
-        if self.ranks.first:
-            plain = without_weights(policy)
-            plain.load_state_dict(weights)
-            save_policy(folder, plain, self.tokenizer)
+        weights = self._wholes(plain_weights(self.networks.policy))
+        try:
+            if self.ranks.first:
+                save_streamed(folder, plain_of(self.networks.policy), weights, self.tokenizer)
+        finally:  # every rank gives its shards of each, whatever became of the first one's folder
+            for _ in weights:
+                pass
 
     def adopt(self, folder: Path) -> None:
         """The policy of a folder in place of this one, as one step of learning; nothing is learnt after it."""
@@ -359,8 +358,14 @@ class Learner:
 
     def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each put together from its shards; only the first rank keeps them."""
-        wholes = ((name, self.ranks.whole(tensor)) for name, tensor in tensors.items())
-        return {name: whole for name, whole in wholes if self.ranks.first}
+        return dict(self._wholes(tensors.items()))
+
+    def _wholes(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """One after the other; all ranks have to come along, and only the first one gets them."""
+        for name, tensor in tensors:
+            whole = self.ranks.whole(tensor)
+            if self.ranks.first:
+                yield name, whole
 
     def _shards(self, like: Mapping[str, Tensor], wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's shards of whole tensors."""

@@ -107,7 +107,7 @@ class Networks:
             else:
                 states = outputs(model, tokens.ids, tokens.attention)  # (B, L, V)
             mask = tokens.mask
-            states, ids = tokens.at_predictions(states)[mask], tokens.response_ids[mask]  # (N, H or V), (N)
+            states, ids = tokens.predictions(states), tokens.response_ids[mask]  # (N, H or V), (N)
             again = self.in_halves and len(ids) > size and torch.is_grad_enabled()
             parts = [
                 checkpoint(one, *part, use_reentrant=False) if again else one(*part)
@@ -123,8 +123,8 @@ class Networks:
         """(B, T) what the critic says of the state in which each response token was chosen."""
         assert self.critic is not None, "no critic here"
         with self._computing(self.critic):
-            values = outputs(self.critic, tokens.ids, tokens.attention).squeeze(-1)  # (B, P+T)
-        return tokens.at_predictions(values).float()
+            values = tokens.predictions(outputs(self.critic, tokens.ids, tokens.attention)).squeeze(-1)  # (N)
+        return torch.zeros_like(tokens.mask, dtype=torch.float32).masked_scatter(tokens.mask, values.float())
 
     def all_own(self, tokens: Tokens) -> Said:
         """What the policy says, without gradient, in pieces that fit."""
