@@ -131,7 +131,7 @@ class CheckpointConfig(Section):
     every: Count = 10
     """PPO steps between two checkpoints; the last step always makes one."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints that stay on disk; with `evaluate.every` also the one that leads to the best look."""
 
 
 class ResourcesConfig(Section):

@@ -48,20 +48,23 @@ def save_checkpoint(
 ) -> Path:
     """Writes `folder/step_<step>`, durable on return; `OSError` (ENOSPC where the disk is full) leaves no trace.
 
-    Each group of `tensors` becomes one safetensors file; `state` is JSON without NaN and infinity.
+    Each group of `tensors` becomes one safetensors file, one after the other in memory; `state` is JSON without NaN and
+    infinity.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:08d}"
-    files = {f"{group}.safetensors": save(_on_cpu(members)) for group, members in tensors.items()}
-    files["state.json"] = _json(state)
-    _check_space(folder, sum(map(len, files.values())))
+    told = _json(state)
+    _check_space(folder, len(told) + sum(x.nbytes for members in tensors.values() for x in members.values()))
     token = secrets.token_hex(4)
     new = folder / f"{target.name}.tmp-{token}"
     try:
         new.mkdir()
-        for name, data in files.items():
-            _write(new / name, data)
-        _write(new / "manifest.json", _manifest(step, files))
+        files = {
+            f"{group}.safetensors": _write(new / f"{group}.safetensors", save(_apart(members)))
+            for group, members in tensors.items()
+        }
+        files["state.json"] = _write(new / "state.json", told)
+        _write(new / "manifest.json", _signed({"schema": SCHEMA, "step": step, "files": files}))
         fsync(new)
         if target.exists():  # one that did not verify, and whose step was reached again
             target.rename(folder / f"{target.name}.old-{token}")
@@ -96,15 +99,20 @@ def newest_valid(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
+def prune(folder: Path, keep: int, *, best: int | None = None) -> list[Path]:
     """Deletes what is older than the newest `keep` checkpoints that verify, and a crash's leftovers.
 
-    Deletes no checkpoint before `keep` newer ones have verified. Returns what it deleted.
+    Deletes no checkpoint before `keep` newer ones have verified. The newest one that verifies and is not past the step
+    `best` stays too: from there one comes to the best step again. Returns what it deleted.
     """
     assert keep >= 1
-    valid, deleted = 0, []
+    valid, deleted, sought = 0, [], best is not None
     for path in _newest_first(folder):
-        if valid >= keep:
+        leads_to_best = sought and best is not None and step_of(path) <= best and _is_valid(path)
+        sought = sought and not leads_to_best
+        if leads_to_best:
+            valid += 1
+        elif valid >= keep:
             # renamed first, so that one half deleted is not found as a broken checkpoint
             doomed = path.with_name(f"{path.name}.old-{secrets.token_hex(4)}")
             path.rename(doomed)
@@ -123,7 +131,12 @@ class _Invalid(Exception):
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _WHOLE.fullmatch(path.name)]
-    yield from sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    yield from sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(path.name.removeprefix("step_"))
 
 
 def _is_valid(path: Path) -> bool:
@@ -169,11 +182,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _manifest(step: int, files: Mapping[str, bytes]) -> bytes:
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    return _signed({"schema": SCHEMA, "step": step, "files": listed})
-
-
 def _signed(manifest: Mapping[str, Any]) -> bytes:
     """The manifest's bytes, its own sha256 included, so that no changed bit of it goes unseen either."""
     return _json({**manifest, "sha256": hashlib.sha256(_json(manifest)).hexdigest()})
@@ -183,9 +191,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False, indent=1).encode()
 
 
-def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # copies, for safetensors refuses tensors that share memory, as tied embeddings do
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU and none in another's memory, as tied embeddings are, which safetensors refuses."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        where = own.untyped_storage().data_ptr()
+        shared = where in seen or own.untyped_storage().nbytes() != own.nbytes
+        seen.add(where)
+        apart[name] = own.clone() if shared else own
+    return apart
 
 
 def _check_space(folder: Path, size: int) -> None:
@@ -196,8 +212,10 @@ def _check_space(folder: Path, size: int) -> None:
         )
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    """Durable on return; what the manifest says of it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

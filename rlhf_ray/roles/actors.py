@@ -84,9 +84,13 @@ class LearnerActor(_Resident):
         """See `Learner.mean_kl`."""
         return self.learner.mean_kl(rollouts)
 
-    def save(self, folder: Path, step: int) -> str | None:
+    def save(self, folder: Path, step: int, best: int | None) -> str | None:
         """See `Learner.save`."""
-        return self.learner.save(folder, step)
+        return self.learner.save(folder, step, best=best)
+
+    def finish_saving(self) -> str | None:
+        """See `Learner.finish_saving`."""
+        return self.learner.finish_saving()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Learner.load`."""

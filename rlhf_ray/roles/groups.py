@@ -250,10 +250,15 @@ class LearnerGroup(Group):
         kl: float = self._ask(lambda rank: rank.mean_kl.remote(rollouts), doing)
         return kl
 
-    def save(self, folder: Path, step: int) -> str | None:
-        """Writes a checkpoint; where the disk refuses it, says why."""
-        doing = f"saving the checkpoint of step {step}"
-        refused: str | None = self._ask(lambda rank: rank.save.remote(folder, step), doing)
+    def save(self, folder: Path, step: int, *, best: int | None = None) -> str | None:
+        """Begins to write a checkpoint; says why the disk refused the one before, if it did."""
+        doing = f"copying the checkpoint of step {step}"
+        refused: str | None = self._ask(lambda rank: rank.save.remote(folder, step, best), doing)
+        return refused
+
+    def finish_saving(self) -> str | None:
+        """Returns once the last checkpoint is on the disk; says why the disk refused it, if it did."""
+        refused: str | None = self._ask(lambda rank: rank.finish_saving.remote(), "writing the last checkpoint")
         return refused
 
     def load(self, checkpoint: Checkpoint) -> None:

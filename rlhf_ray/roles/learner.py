@@ -35,6 +35,7 @@ from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
 from rlhf_ray.roles.ranks import Ranks
+from rlhf_ray.roles.saving import BackgroundWriter
 from rlhf_ray.roles.weights import FlatWeights, flatten
 from rlhf_ray.types import Rollout, Sampling, Scored
 
@@ -63,6 +64,7 @@ class Learner:
         self.estimator = AdvantageEstimator(config)
         self.objective = Objective(networks, config)
         self.averaged = _copies(learnt_weights(networks.policy)) if self.ppo.ema is not None else {}
+        self.writer = BackgroundWriter(deadline_s=config.resources.call_deadline_s)
         self.weights_step = 0
         self.bad_updates = 0
 
@@ -203,18 +205,19 @@ class Learner:
         logprobs, reference = self.networks.all_own(tokens).logprobs, self.networks.all_reference_logprobs(tokens)
         return float((kl_per_token(logprobs, reference, self.ppo.kl.estimator) * tokens.mask).sum(1).mean())
 
-    def save(self, folder: Path, step: int) -> str | None:
-        """A checkpoint of everything that decides the rest of the run; where the disk refuses it, why.
+    def save(self, folder: Path, step: int, *, best: int | None = None) -> str | None:
+        """Begins a checkpoint of everything that decides the rest of the run; returns once it is copied.
 
-        It holds whole tensors, written by the first rank, so any number of ranks can go on from it.
+        It holds whole tensors, written by the first rank, so any number of ranks can go on from it. `best`: the step
+        that the checkpoint before it is kept for, besides the newest. Returns why the disk refused the one before.
         """
-        tensors = {name: self._whole(learnt_weights(model)) for name, model in self.learning.items()}
+        tensors = {name: self._copied(learnt_weights(model)) for name, model in self.learning.items()}
         if self.ppo.kl.refresh_every and self.networks.reference is not None:
-            tensors["reference"] = self._whole(self.networks.reference.state_dict())
+            tensors["reference"] = self._copied(self.networks.reference.state_dict())
         for name, optimizer in self.optimizers.items():
-            tensors[f"optimizer_{name}"] = self._whole(moments_of(optimizer))
+            tensors[f"optimizer_{name}"] = self._copied(moments_of(optimizer))
         if self.averaged:
-            tensors["averaged"] = self._whole(self.averaged)
+            tensors["averaged"] = self._copied(self.averaged)
         if not self.ranks.first:
             return None
         state = {
@@ -223,12 +226,17 @@ class Learner:
             "kl": asdict(self.kl),
             "estimator": self.estimator.state(),
         }
-        try:
+        keep = self.config.checkpoint.keep
+
+        def write() -> None:
             save_checkpoint(folder, step, tensors=tensors, state=state)
-            prune(folder, self.config.checkpoint.keep)
-        except OSError as error:
-            return str(error)
-        return None
+            prune(folder, keep, best=best)
+
+        return self.writer.begin(write)
+
+    def finish_saving(self) -> str | None:
+        """Returns once the last checkpoint is on the disk; why the disk refused it, if it did."""
+        return self.writer.finish()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
@@ -356,9 +364,9 @@ class Learner:
         for part in self.networks.dealt(attention.sum(1).tolist(), max_tokens):
             yield torch.tensor(part or [0], device=attention.device), float(bool(part))
 
-    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each put together from its shards; only the first rank keeps them."""
-        return dict(self._wholes(tensors.items()))
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each put together from its shards, on the first rank, and copied to the CPU: the next step changes it."""
+        return {name: whole.detach().to("cpu", copy=True) for name, whole in self._wholes(tensors.items())}
 
     def _wholes(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """One after the other; all ranks have to come along, and only the first one gets them."""

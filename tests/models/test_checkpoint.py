@@ -218,7 +218,7 @@ def test_killed_at_any_sync_the_old_checkpoint_or_the_new_one_is_found(tmp_path:
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 10)
-    size = sum(file.stat().st_size for file in (tmp_path / "step_00000010").glob("*.safetensors"))
+    size = 4 * (7 * 3 + 1 + 5)  # the tensors alone, without what must be free beside them
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
     with pytest.raises(OSError, match="needs more than") as error:
@@ -262,3 +262,13 @@ def test_pruning_counts_only_checkpoints_that_verify(tmp_path: Path) -> None:
         (tmp_path / f"step_000000{broken}" / "manifest.json").unlink()
     assert prune(tmp_path, keep=2) == []
     assert found(tmp_path).step == 20
+
+
+def test_pruning_also_keeps_the_checkpoint_that_leads_to_the_best_step(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(tmp_path, step)
+    assert [path.name for path in prune(tmp_path, keep=2, best=25)] == ["step_00000030", "step_00000010"]
+    (tmp_path / "step_00000020" / "state.json").unlink()  # no longer good for anything
+    save(tmp_path, 15)
+    assert [path.name for path in prune(tmp_path, keep=2, best=25)] == ["step_00000020"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00000015", "step_00000040", "step_00000050"}

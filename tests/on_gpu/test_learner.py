@@ -157,6 +157,7 @@ def test_offloaded_it_learns_the_same(base: Path) -> None:
 def test_a_checkpoint_is_gone_on_from(base: Path, tmp_path: Path, settings: list[str]) -> None:
     _, _, learner = update_once(base, *settings)
     learner.save(tmp_path, 1)
+    learner.finish_saving()
     again = make_learner(base, *settings)
     checkpoint = newest_valid(tmp_path)
     assert checkpoint is not None
@@ -207,6 +208,7 @@ def test_moments_in_8_bits_learn_too_and_survive_a_checkpoint(base: Path, tmp_pa
     learner = make_learner(base, "resources.optimizer_bits=8", *settings)
     assert gains(learner) > 0.02
     learner.save(tmp_path, 1)
+    learner.finish_saving()
     checkpoint = newest_valid(tmp_path)
     assert checkpoint is not None
     assert torch.uint8 in {tensor.dtype for tensor in checkpoint.tensors["optimizer_policy"].values()}

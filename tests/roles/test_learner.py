@@ -184,6 +184,7 @@ def test_a_learner_loaded_from_a_checkpoint_goes_on_in_the_same_bits(
     straight = make()
     learn(straight)
     straight.save(tmp_path, 1)
+    straight.finish_saving()
     resumed = make()
     checkpoint = newest_valid(tmp_path)
     assert checkpoint is not None
@@ -435,6 +436,7 @@ def test_the_averaged_policy_is_the_moving_average_of_its_steps_and_survives_a_c
         wanted = 0.75 * wanted + 0.25 * learner.networks.policy.get_parameter(name).detach()
         if step == 1:
             learner.save(tmp_path, 2)
+            learner.finish_saving()
             other = Learner.from_folder(base, small("ppo.ema=0.75", "ppo.learning_rate=1e-2"))
             checkpoint = newest_valid(tmp_path)
             assert checkpoint is not None

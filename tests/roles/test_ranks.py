@@ -125,6 +125,7 @@ def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Pat
     else:
         learner.update(learner.prepare(scored()))
         assert learner.save(out / "checkpoints", 1) is None
+        assert learner.finish_saving() is None
         flat = learner.export_weights()
         learner.save_policy(out / "policy")
         if ranks.first:

@@ -71,8 +71,12 @@ class Roles:
     def census(self) -> dict[str, float]:
         return {"rollout/generators": 1.0}
 
-    def save(self, folder: Path, step: int) -> str | None:
-        self.events.append(f"save {step}")
+    def save(self, folder: Path, step: int, *, best: int | None = None) -> str | None:
+        self.events.append(f"save {step}" + (f" best {best}" if best is not None else ""))
+        return None
+
+    def finish_saving(self) -> str | None:
+        self.events.append("saved")
         return None
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -12,7 +12,7 @@ from rlhf_ray.errors import Interrupted
 from rlhf_ray.models.checkpoint import save_checkpoint
 from rlhf_ray.training.loop import resume, train
 from rlhf_ray.training.metrics import read_metrics
-from rlhf_ray.training.run_folder import RunFolder
+from rlhf_ray.training.run_folder import BEST, RunFolder
 from rlhf_ray.training.stopping import Stopping
 from tests.training.fakes import Roles
 from tests.training.test_ppo import make_ppo
@@ -42,7 +42,7 @@ def run(
 def test_a_checkpoint_is_made_every_so_often_and_at_the_end(tmp_path: Path) -> None:
     roles = Roles()
     run(tmp_path, roles)
-    assert [event for event in roles.events if event.startswith("save")] == ["save 2", "save 4", "save 5"]
+    assert [event for event in roles.events if event.startswith("save")] == ["save 2", "save 4", "save 5", "saved"]
 
 
 def test_every_step_is_one_metrics_line_and_one_line_said(tmp_path: Path) -> None:
@@ -58,7 +58,39 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_says_how_to_go_on(tmp_path
     with pytest.raises(Interrupted, match="saved step 1; the same command resumes") as stopped:
         run(tmp_path, roles, stopping=stopping)
     assert stopped.value.exit_code == 143
-    assert roles.events[-1] == "save 1"
+    assert roles.events[-2:] == ["save 1", "saved"]
+
+
+def test_it_does_not_say_saved_of_what_the_disk_refused(tmp_path: Path) -> None:
+    class Full(Roles):
+        def finish_saving(self) -> str | None:
+            return "No space left on device"
+
+    stopping, said = Stopping(), []
+    stopping.asked = signal.SIGTERM
+    with pytest.raises(Interrupted, match="step 1 could not be saved; the same command resumes"):
+        run(tmp_path, Full(), stopping=stopping, said=said)
+    assert "no checkpoint at step 1: No space left on device" in said[-1]
+
+
+def test_a_steps_line_is_there_before_its_checkpoint(tmp_path: Path) -> None:
+    class Watching(Roles):
+        def save(self, folder: Path, step: int, *, best: int | None = None) -> str | None:
+            lines.append((step, len(read_metrics(tmp_path))))
+            return None
+
+    lines: list[tuple[int, int]] = []
+    run(tmp_path, Watching())
+    assert lines == [(2, 2), (4, 4), (5, 5)]
+
+
+def test_the_run_ends_once_its_last_checkpoint_is_on_the_disk_and_keeps_the_one_before_its_best_step(
+    tmp_path: Path,
+) -> None:
+    roles = Roles()
+    RunFolder(tmp_path).write_json(BEST, {"step": 3})
+    run(tmp_path, roles)
+    assert roles.events[-2:] == ["save 5 best 3", "saved"]
 
 
 def test_a_resumed_run_forgets_the_metrics_beyond_its_checkpoint(tmp_path: Path) -> None:
@@ -71,12 +103,13 @@ def test_a_resumed_run_forgets_the_metrics_beyond_its_checkpoint(tmp_path: Path)
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> None:
     class Full(Roles):
-        def save(self, folder: Path, step: int) -> str | None:
-            return "No space left on device"
+        def save(self, folder: Path, step: int, *, best: int | None = None) -> str | None:
+            return "No space left on device" if step > 2 else None  # of the one before
 
     said = run(tmp_path, Full())
-    assert sum("no checkpoint at step" in line for line in said) == 3
-    assert len(read_metrics(tmp_path)) == 5
+    warned = [line.split(":")[1] for line in said if line.startswith("WARNING")]
+    assert warned == [" no checkpoint at step 2", " no checkpoint at step 4"]
+    assert [row["checkpoint/failed"] for row in read_metrics(tmp_path)] == [0, 0, 0, 0, 1]
 
 
 def test_without_a_checkpoint_it_begins_with_weights_step_0_published(tmp_path: Path) -> None:
