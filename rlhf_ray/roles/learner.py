@@ -31,6 +31,7 @@ from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.roles.loading import load_networks
+from rlhf_ray.roles.mismatch import behaviour_of, mismatch
 from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
@@ -124,7 +125,7 @@ class Learner:
         if returns is not None and outputs is not None:
             returns, outputs = self.estimator.critic_targets(returns, outputs, mask)
 
-        behaviour = _behaviour(rollouts, like=sampled_logprobs)
+        behaviour = behaviour_of(rollouts, like=sampled_logprobs)
         weights = importance_weights(
             sampled_logprobs,
             torch.where(unsure, sampled_logprobs, behaviour),  # float error is no reason to weigh anything
@@ -140,7 +141,7 @@ class Learner:
             "objective/kl": kl_response,
             "objective/kl_coef": self.kl.coef,
             "objective/entropy": float(masked_mean(own.entropy, mask)),
-            **_mismatch(behaviour, sampled_logprobs, unsure, mask),
+            **mismatch(behaviour, sampled_logprobs, unsure, mask),
         }
         if self.config.rollout.samples > 1:
             metrics["objective/equal_groups"] = float((spread_of(raw, responses.groups) < 1e-6).float().mean())
@@ -392,26 +393,3 @@ def _learning(model: nn.Module) -> list[nn.Parameter]:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _behaviour(rollouts: Sequence[Rollout], *, like: Tensor) -> Tensor:
-    """(B, T) the log-probs that the engine sampled with."""
-    behaviour = torch.zeros_like(like)
-    for row, rollout in enumerate(rollouts):
-        behaviour[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs, device=like.device)
-    return behaviour
-
-
-def _mismatch(behaviour: Tensor, own: Tensor, unsure: Tensor, mask: Tensor) -> dict[str, float]:
-    """How far the engine's behaviour log-probs are from the learner's own for the same weights.
-
-    Tokens at whose position float error alone decides what the nucleus holds are left out, and counted.
-    """
-    sure = mask & ~unsure
-    difference = torch.where(sure, behaviour - own, 0.0)  # (B, T)
-    return {
-        "mismatch/max_abs": float(difference.abs().max()),
-        "mismatch/kl": float(masked_mean(difference, sure)),
-        "mismatch/ratio_mean": float(masked_mean((-difference).exp(), sure)),
-        "mismatch/left_out": float((mask & unsure).sum()),
-    }

@@ -126,6 +126,25 @@ def test_every_mutation_is_detected_and_the_previous_checkpoint_used(tmp_path: P
         assert len(newest.passed_over) == 1
 
 
+def test_without_the_hashes_changed_bytes_would_go_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Agreeing(str):
+        def __ne__(self, _: object) -> bool:
+            return False
+
+    class Digest:
+        def hexdigest(self) -> str:
+            return Agreeing()
+
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    data = bytearray((path / "policy.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "policy.safetensors").write_bytes(data)
+    assert found(tmp_path).step == 10
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", lambda *_: Digest())
+    assert found(tmp_path).step == 20
+
+
 @pytest.mark.parametrize("mutate", MUTATIONS)
 def test_where_none_verifies_a_run_does_not_start_over(tmp_path: Path, mutate: Mutation) -> None:
     save(tmp_path, 10)
