@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from rlhf_ray.models.packing import is_packed, run_packed
+from rlhf_ray.models.twin import twin_of
 
 
 def outputs(model: Any, ids: Tensor, attention: Tensor) -> Tensor:
@@ -47,15 +48,13 @@ def logits_from(model: Any, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def head_is_known(model: Any) -> bool:
     """Whether the two halves make the model's own logits; an architecture with more behind its head is asked whole."""
-    plain = plain_of(model)
-    device = plain.get_input_embeddings().weight.device
-    ids = torch.arange(8, device=device).unsqueeze(0) % plain.config.get_text_config().vocab_size
-    attention = torch.ones_like(ids)
     try:
-        halves = logits_from(model, hidden_states(model, ids, attention))
-    except (AttributeError, TypeError):
+        twin = twin_of(plain_of(model))
+        ids = torch.arange(8).unsqueeze(0)
+        attention = torch.ones_like(ids)
+        halves, whole = logits_from(twin, hidden_states(twin, ids, attention)), outputs(twin, ids, attention)
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
         return False
-    whole = outputs(plain, ids, attention)
     return halves.shape == whole.shape and torch.allclose(halves, whole, rtol=1e-4, atol=1e-5)
 
 

@@ -59,10 +59,9 @@ class Networks:
         self.sampling, self.budget, self.ranks, self.resources = sampling, budget, ranks, resources
         self.dtype: torch.dtype = getattr(torch, resources.learner_dtype)
         plain = [plain_of(model) for model in (policy, reference, critic) if model is not None]
-        with self._computing(policy):
-            for model in plain:
-                pack_if_it_can(model)
-            self.in_halves = head_is_known(policy)
+        for model in plain:
+            pack_if_it_can(model)
+        self.in_halves = head_is_known(policy)
         self.packed = all(map(is_packed, plain))
         self.policy = self._learning(policy)
         self.critic = None if critic is None else self._learning(critic)

@@ -12,6 +12,7 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     PretrainedConfig,
 )
 
@@ -63,14 +64,12 @@ def test_an_adapter_is_in_both_halves() -> None:
     assert head_is_known(model)
 
 
-def test_a_model_with_more_behind_its_head_is_found_out() -> None:
-    model = make("llama")
-    forward = model.forward
-
-    def biased(*args: Any, **kwargs: Any) -> Any:
-        said = forward(*args, **kwargs)
-        said.logits = said.logits + torch.arange(50) / 50
+class Biased(LlamaForCausalLM):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        said = super().forward(*args, **kwargs)
+        said.logits = said.logits + torch.arange(said.logits.shape[-1]) / 50
         return said
 
-    model.forward = biased
-    assert not head_is_known(model)
+
+def test_a_model_with_more_behind_its_head_is_found_out() -> None:
+    assert not head_is_known(Biased(LlamaConfig(**SIZE)))
