@@ -122,15 +122,19 @@ def load_policy(path: Path, **options: Any) -> PreTrainedModel:
     `ModelError` where the folder or its tokenizer does not fit.
     """
     read_folder(path, "policy")
-    tokenizer = load_tokenizer(path)
     model: PreTrainedModel = load_weights(AutoModelForCausalLM, path, "policy", **options)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    check_vocabulary(model, path)
+    return model
+
+
+def check_vocabulary(policy: PreTrainedModel, path: Path) -> None:
+    """`ModelError` where the folder's tokenizer makes tokens that the policy has no embedding for."""
+    tokens, rows = len(load_tokenizer(path)), policy.get_input_embeddings().weight.shape[0]
+    if tokens > rows:
         raise ModelError(
-            f"policy {path} embeds {rows} tokens and its tokenizer makes {len(tokenizer)}; "
+            f"policy {path} embeds {rows} tokens and its tokenizer makes {tokens}; "
             "use the tokenizer that the model was trained with"
         )
-    return model
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: int = 0) -> list[int]:

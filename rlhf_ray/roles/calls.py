@@ -193,7 +193,7 @@ def _answer(ref: ray.ObjectRef, name: str, node: str | None, *, doing: str) -> A
         where = f" on {node}" if node else ""
         told = _COLOUR.sub("", str(error))
         if cause is None:  # no traceback: the process is gone, and its last words are in a file
-            told += f"\nIts last words, if any, are in {_LOGS}, in the .err file of its pid."
+            told += f"\nIts last words, if any, are in {_LOGS}, in the .err file of its pid; the same command resumes."
         raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
         lost = isinstance(error, _GONE) and not raised  # what a task raised is an instance of its cause's class, too
         failure = ActorLost if lost else ActorFailed

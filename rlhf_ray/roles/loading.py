@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
 from rlhf_ray.config import LoRAConfig, ResourcesConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.critic import new_critic
+from rlhf_ray.models.critic import critic_config, new_critic
+from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.lora import four_bits, with_adapter
-from rlhf_ray.models.policy import load_policy
+from rlhf_ray.models.policy import check_vocabulary, load_policy
+from rlhf_ray.models.shards import empty_model, fill
 from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.roles.networks import ALONE, PLAIN, Networks
 from rlhf_ray.roles.ranks import Ranks, shard_alone
@@ -40,15 +43,44 @@ def load_networks(
         held["dtype"] = getattr(torch, resources.learner_dtype)
     if lora.quantised:
         held |= four_bits(held["dtype"])
-    policy = with_adapter(load_policy(base, **held), lora, use="policy", seed=seed)
-    critic = None
-    if critic_body is not None:
-        critic = with_adapter(new_critic(critic_body, base, **held), lora, use="critic", seed=seed)
+    spread = ranks.count > 1 and not resources.learner_offload
+    policy = _loaded(base, spread=spread, **held)
+    critic = None if critic_body is None else _new_critic(critic_body, base, spread=spread, **held)
+    reference = None if lora.rank else _loaded(base, spread=spread)
+    origins = [(policy, base), (critic, critic_body), (reference, base)]
+    empty = [model is not None and any(x.is_meta for x in model.parameters()) for model, _ in origins]
+    if lora.rank:
+        policy = with_adapter(policy, lora, use="policy", seed=seed)
+        critic = critic and with_adapter(critic, lora, use="critic", seed=seed)
     if resources.recompute:
         for model in (policy, critic) if critic is not None else (policy,):
             recompute_activations(model)
-    reference = None if lora.rank else load_policy(base)
-    return Networks(policy, reference, critic, sampling, budget, ranks, resources)
+    networks = Networks(policy, reference, critic, sampling, budget, ranks, resources)
+    for (_, path), sharded, waits in zip(
+        origins, (networks.policy, networks.critic, networks.reference), empty, strict=True
+    ):
+        if waits and path is not None:
+            fill(sharded, path, ranks.read)
+    return networks
+
+
+def _loaded(path: Path, *, spread: bool, **held: Any) -> PreTrainedModel:
+    """A policy; where it is spread over ranks, without weights if they can be read in shards."""
+    if spread:
+        read_folder(path, "policy")
+        model = empty_model(AutoModelForCausalLM, path, "policy")
+        if model is not None:
+            check_vocabulary(model, path)
+            return model
+    return load_policy(path, **held)
+
+
+def _new_critic(body: Path, policy: Path, *, spread: bool, **held: Any) -> PreTrainedModel:
+    if spread:
+        model = empty_model(AutoModelForTokenClassification, body, "critic", config=critic_config(body, policy))
+        if model is not None:
+            return model
+    return new_critic(body, policy, **held)
 
 
 def recompute_activations(model: Any) -> None:

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -96,6 +97,14 @@ class Ranks:
         on_device = whole.to(tensor.device_mesh.device_type)
         shard = distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
         return shard.to(tensor.device)  # a mesh's device is not where offloaded ones lie
+
+    def read(self, like: Tensor, rows: Callable[[int, int], Tensor]) -> Tensor:
+        """This rank's shard of a weight of which `rows(start, stop)` reads some rows; `like` has none yet."""
+        assert isinstance(like, DTensor), "only what is sharded is read in shards"
+        mesh, placements = like.device_mesh, like.placements
+        shape, offset = compute_local_shape_and_global_offset(like.shape, mesh, placements)
+        local = rows(offset[0], offset[0] + shape[0]).to(mesh.device_type, like.dtype)
+        return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
     def close(self) -> None:
         """Ends it, once all ranks are here: one that left earlier would tear the others down."""

@@ -86,7 +86,9 @@ def gains(learner: Learner, steps: int = 4) -> float:
 
 
 def whole(learner: Learner) -> dict[str, torch.Tensor]:
-    return {name: tensor.float().cpu() for name, tensor in learner._whole(learner.networks.policy.state_dict()).items()}
+    return {
+        name: tensor.float().cpu() for name, tensor in learner._copied(learner.networks.policy.state_dict()).items()
+    }
 
 
 def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -126,8 +128,8 @@ def test_in_bfloat16_the_weights_that_learn_stay_in_float32_and_the_better_becom
     learner = make_learner(base, *BFLOAT16)
     assert gains(learner) > 0.02
     for model in (learner.networks.policy, learner.networks.critic):
-        assert {tensor.dtype for tensor in learner._whole(model.state_dict()).values()} == {torch.float32}
-    reference = learner._whole(learner.networks.reference.state_dict())
+        assert {tensor.dtype for tensor in learner._copied(model.state_dict()).values()} == {torch.float32}
+    reference = learner._copied(learner.networks.reference.state_dict())
     assert {tensor.dtype for tensor in reference.values()} == {torch.bfloat16}
     exported = learner.export_weights()
     assert exported is not None

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import multiprocessing
 from rlhf_ray.config import load_config
 from rlhf_ray.models.checkpoint import newest_valid
 from rlhf_ray.models.policy import load_policy
+from rlhf_ray.roles import loading
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.ranks import Ranks, free_port, join_ranks
 from rlhf_ray.roles.weights import unflatten
@@ -62,7 +64,7 @@ def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
     return {
         f"{network}.{name}": tensor.clone()
         for network, model in learner.learning.items()
-        for name, tensor in learner._whole(model.state_dict()).items()
+        for name, tensor in learner._copied(model.state_dict()).items()
     }
 
 
@@ -91,9 +93,14 @@ def learn_by_descent(learner: Learner) -> tuple[dict[str, float], dict[str, torc
     return {**batch.metrics, **learner.update(batch)}, weights_of(learner)
 
 
+def refuse_to_load_whole(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a rank holds the whole of a network")
+
+
 def descent(index: int, count: int, port: int, base: Path, settings: list[str], tokens: int, out: Path) -> None:
     torch.set_num_threads(1)
     ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
+    loading.load_policy = loading.new_critic = refuse_to_load_whole
     found = learn_by_descent(make_learner(base, ranks, *settings, tokens=tokens))
     if ranks.first:
         keep(out, "found", *found)

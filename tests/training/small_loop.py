@@ -27,8 +27,9 @@ from tests.models.tiny import make_prompt
 STEPS, EVERY = 4, 2
 SETTINGS = [
     "run.id=small", "deterministic=true", "rollout.prompts=4", "rollout.max_tokens=6", "ppo.minibatch=2",
-    "ppo.epochs=1", "model.context=48", f"ppo.steps={STEPS}", f"checkpoint.every={EVERY}", "ppo.kl.target=1.0", "ppo.kl.limit=1000",
-    "ppo.reward_norm=running", "ppo.value_norm=true", "ppo.schedule=cosine", "ppo.ema=0.9", "ppo.ptx_coef=0.1",
+    "ppo.epochs=1", "model.context=48", f"ppo.steps={STEPS}", f"checkpoint.every={EVERY}", "ppo.kl.target=1.0",
+    "ppo.kl.limit=1000", "ppo.reward_norm=running", "ppo.value_norm=true", "ppo.schedule=cosine", "ppo.ema=0.9",
+    "ppo.ptx_coef=0.1",
 ]  # fmt: skip
 TEXTS = [
     f"{what} {how}" for what in ("my lamp", "my chair") for how in ("broke", "is late", "came broken", "never came")
