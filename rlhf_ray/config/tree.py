@@ -13,8 +13,8 @@ from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_preset
 from rlhf_ray.config.section import Count, Name, Positive, Probability, Section, apply_overrides, parse_section
 from rlhf_ray.errors import ConfigError
 
-BFLOAT16_TOLERANCE = 0.05
-"""Nats; the least `rollout.tolerance` beside a learner that rounds to 8 bits."""
+BFLOAT16_TOLERANCE = 0.1
+"""Nats; the least `rollout.tolerance` beside a learner that rounds to 8 bits: 0.07 was measured on a small model."""
 
 
 class RunConfig(Section):

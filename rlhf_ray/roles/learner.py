@@ -183,6 +183,7 @@ class Learner:
             "lr": factor * self.ppo.learning_rate,
             "learn/skipped_updates": float(skipped),
             "learn/out_of_memory": float(self.networks.budget.halved),
+            "learn/packed": float(self.networks.packed),
             "learn/left_out": 1 - len(history) / len(planned),
         }
 

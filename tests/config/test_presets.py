@@ -96,6 +96,11 @@ def test_a_tree_that_is_none_is_left_to_be_refused() -> None:
         (["lora.rank=4", "method=dpo"], "method=rl"),
         (["lora.rank=4", "ppo.kl.refresh_every=5"], "refresh_every"),
         (["ppo.critic_from=reward_model", "reward_model.backbone=encoder"], "backbone=decoder"),
+        (["resources.learner_dtype=bfloat16"], "set rollout.tolerance=0.1"),
+        (["lora.quantised=true"], "set lora.rank"),
+        (["lora.rank=4", "resources.learner_offload=[reference]"], "leave it out with lora.rank"),
+        (["resources.optimizer_bits=8", "resources.learner_ranks=2"], "learner_ranks=1"),
+        (["resources.optimizer_bits=8", "resources.learner_offload=[optimizer]"], "out of resources.learner_offload"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_way_out(settings: list[str], said: str) -> None:
