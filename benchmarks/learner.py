@@ -2,10 +2,12 @@
 
     python benchmarks/learner.py runs/demo               # seconds, on a demo run's own prompts and answers
     python benchmarks/learner.py runs/demo --memory      # peak memory of a step at 100M parameters, vocabulary 50,000
+    python benchmarks/learner.py runs/demo --saving      # how long a step waits for a checkpoint
 
 Seconds: policy and critic, forward, backward and AdamW. The bare loop does that over as many tokens without padding, in
 as many minibatches, with cross-entropy and a squared error for losses. Rounds alternate in one process; medians.
 Memory: each form in a process of its own, whose peak is read at its end. The naive form makes all logits of a batch.
+Saving: `Learner.save` beside a bare copy of the same tensors, and beside waiting until they are on the disk.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from rlhf_ray.config import Config, load_config
 from rlhf_ray.models.policy import encode_exchange, load_tokenizer, save_policy
 from rlhf_ray.roles.batch import Batch
 from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.optimizers import moments_of
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.run_folder import existing_run
 from rlhf_ray.types import Exchange, Rollout, Scored
@@ -33,7 +36,7 @@ from rlhf_ray.types import Exchange, Rollout, Scored
 SIZES = {"1M": (128, 4, 384), "10M": (384, 6, 1152)}
 """Width, depth and feed-forward width; the vocabulary is the run's."""
 WANTED = {"1M": 1.15, "10M": 1.10}
-WANTED_PADDING, WANTED_MEMORY = 1.10, 0.6
+WANTED_PADDING, WANTED_MEMORY, WANTED_STALL = 1.10, 0.6, 1.5
 
 
 def main() -> int:
@@ -43,10 +46,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--saving", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    passed = memory(options) if options.memory else seconds(options)
-    return 0 if passed else 1
+    measured = memory if options.memory else saving if options.saving else seconds
+    return 0 if measured(options) else 1
 
 
 def seconds(options: argparse.Namespace) -> bool:
@@ -160,6 +164,43 @@ def random_policy(
     )  # fmt: skip
     save_policy(folder / "policy", LlamaForCausalLM(config), tokenizer)
     return folder / "policy"
+
+
+def saving(options: argparse.Namespace) -> bool:
+    """What a step waits for a checkpoint, of the larger size."""
+    rollouts, config = rollouts_of(options.run)
+    hidden, layers, intermediate = SIZES["10M"]
+    with tempfile.TemporaryDirectory() as folder:
+        base = random_policy(Path(folder), options.run, hidden=hidden, layers=layers, intermediate=intermediate)
+        learner = Learner.from_folder(base, config)
+        learner.update(learner.prepare(Scored(rollouts, scores(rollouts))))  # from here on there are moments
+        held = [
+            tensor
+            for name, model in learner.learning.items()
+            for tensor in (*model.state_dict().values(), *moments_of(learner.optimizers[name]).values())
+        ]
+        took: dict[str, list[float]] = {"copy": [], "stall": [], "written": []}
+        for turn in range(options.rounds + 1):
+            start = time.perf_counter()
+            copies = [tensor.to("cpu", copy=True) for tensor in held]
+            copied = time.perf_counter()
+            del copies
+            begun = time.perf_counter()
+            learner.save(Path(folder) / "checkpoints", turn + 1)
+            stalled = time.perf_counter()
+            learner.finish_saving()
+            if turn:
+                for name, seconds in zip(
+                    took, (copied - start, stalled - begun, time.perf_counter() - begun), strict=True
+                ):
+                    took[name].append(seconds)
+    copy, stall, written = (statistics.median(times) for times in took.values())
+    size = sum(tensor.nbytes for tensor in held) / 2**20
+    print(
+        f"{size:.0f} MiB: a step waits {stall * 1000:.0f} ms, the bare copy takes {copy * 1000:.0f} ms "
+        f"({stall / copy:.2f}), until all is on the disk {written * 1000:.0f} ms"
+    )
+    return stall <= WANTED_STALL * copy
 
 
 def memory(options: argparse.Namespace) -> bool:

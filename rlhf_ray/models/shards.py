@@ -48,6 +48,7 @@ def fill(model: PreTrainedModel, path: Path, shard: Callable[[Tensor, Read], Ten
                 made[id(like)] = nn.Parameter(shard(like, read), requires_grad=like.requires_grad)
             filled[name] = made[id(like)]
     model.load_state_dict(filled, strict=False, assign=True)
+    assert not any(parameter.is_meta for parameter in model.parameters()), "a weight was left out"
 
 
 def _reader(file: Any, name: str) -> Read:

@@ -26,11 +26,11 @@ from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
 from rlhf_ray.models.export import save_streamed
 from rlhf_ray.models.logits import plain_of
 from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_weights
-from rlhf_ray.models.policy import load_policy, load_tokenizer
+from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
-from rlhf_ray.roles.loading import load_networks
+from rlhf_ray.roles.loading import adopt_policy, load_networks
 from rlhf_ray.roles.mismatch import behaviour_of, mismatch
 from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
@@ -189,7 +189,7 @@ class Learner:
 
     def export_weights(self) -> FlatWeights | None:
         """The policy's weights for the generators, under the names that `save_pretrained` writes; the first rank's."""
-        weights = dict(self._wholes(plain_weights(self.networks.policy)))
+        weights = {name: tensor.cpu() for name, tensor in self._wholes(plain_weights(self.networks.policy))}
         return flatten(weights, self.weights_step) if self.ranks.first else None
 
     @torch.no_grad()
@@ -268,7 +268,7 @@ class Learner:
 
     def adopt(self, folder: Path) -> None:
         """The policy of a folder in place of this one, as one step of learning; nothing is learnt after it."""
-        self.networks.adopt(load_policy(folder))
+        adopt_policy(self.networks, folder)
         self.learning = {}
         self.weights_step += 1
 

@@ -48,7 +48,7 @@ def load_networks(
     critic = None if critic_body is None else _new_critic(critic_body, base, spread=spread, **held)
     reference = None if lora.rank else _loaded(base, spread=spread)
     origins = [(policy, base), (critic, critic_body), (reference, base)]
-    empty = [model is not None and any(x.is_meta for x in model.parameters()) for model, _ in origins]
+    empty = [_is_empty(model) for model, _ in origins]
     if lora.rank:
         policy = with_adapter(policy, lora, use="policy", seed=seed)
         critic = critic and with_adapter(critic, lora, use="critic", seed=seed)
@@ -56,12 +56,24 @@ def load_networks(
         for model in (policy, critic) if critic is not None else (policy,):
             recompute_activations(model)
     networks = Networks(policy, reference, critic, sampling, budget, ranks, resources)
-    for (_, path), sharded, waits in zip(
-        origins, (networks.policy, networks.critic, networks.reference), empty, strict=True
-    ):
+    sharded = (networks.policy, networks.critic, networks.reference)
+    for model, (_, path), waits in zip(sharded, origins, empty, strict=True):
         if waits and path is not None:
-            fill(sharded, path, ranks.read)
+            fill(model, path, ranks.read)
     return networks
+
+
+def adopt_policy(networks: Networks, folder: Path) -> None:
+    """A folder's policy in place of the one that is there; the reference stays what it was."""
+    policy = _loaded(folder, spread=networks.ranks.count > 1 and not networks.resources.learner_offload)
+    waits = _is_empty(policy)
+    networks.adopt(policy)
+    if waits:
+        fill(networks.policy, folder, networks.ranks.read)
+
+
+def _is_empty(model: PreTrainedModel | None) -> bool:
+    return model is not None and any(parameter.is_meta for parameter in model.parameters())
 
 
 def _loaded(path: Path, *, spread: bool, **held: Any) -> PreTrainedModel:

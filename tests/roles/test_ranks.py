@@ -123,6 +123,18 @@ def test_an_update_on_many_ranks_is_that_of_one(
     assert distance(weights, wanted) < 1e-5 * distance(wanted, before)
 
 
+def test_in_bfloat16_ranks_keep_their_weights_in_float32_and_learn_about_the_same(base: Path, tmp_path: Path) -> None:
+    settings = ["resources.learner_dtype=bfloat16", "rollout.tolerance=0.1"]
+    alone = make_learner(base, Ranks())
+    before = weights_of(alone)
+    told, wanted = learn_by_descent(alone)  # in float32
+    multiprocessing.spawn(descent, (2, free_port(), base, settings, 4096, tmp_path), nprocs=2)
+    figures, weights = kept(tmp_path, "found")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert figures["loss/value_avg"] == pytest.approx(told["loss/value_avg"], rel=0.02)
+    assert distance(weights, wanted) < 0.1 * distance(wanted, before)
+
+
 def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Path) -> None:
     torch.set_num_threads(1)
     ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
