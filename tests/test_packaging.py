@@ -27,7 +27,7 @@ def requirements(extra: str | None = None) -> dict[str, Requirement]:
 
 
 def test_every_imported_package_is_declared() -> None:
-    declared = {*requirements(), *requirements("cpu")}
+    declared = {*requirements(), *requirements("cpu"), *requirements("quantised")}
     imported = {IMPORTED_AS.get(name, name) for path in MODULES for name in foreign(path)}
     assert imported <= declared, f"add to pyproject.toml: {imported - declared}"
 
