@@ -108,7 +108,7 @@ def prune(folder: Path, keep: int, *, best: int | None = None) -> list[Path]:
     assert keep >= 1
     valid, deleted, sought = 0, [], best is not None
     for path in _newest_first(folder):
-        leads_to_best = sought and best is not None and step_of(path) <= best and _is_valid(path)
+        leads_to_best = sought and best is not None and _step_of(path) <= best and _is_valid(path)
         sought = sought and not leads_to_best
         if leads_to_best:
             valid += 1
@@ -131,11 +131,10 @@ class _Invalid(Exception):
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _WHOLE.fullmatch(path.name)]
-    yield from sorted(found, key=step_of, reverse=True)
+    yield from sorted(found, key=_step_of, reverse=True)
 
 
-def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its folder's name."""
+def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 

@@ -25,9 +25,9 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     text = config.get_text_config()
     _cut_layers(text)
     text.vocab_size = VOCABULARY
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, name, None)
     for part in (config, text):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(part, name, None)
         if hasattr(part, "initializer_range"):
             part.initializer_range = SPREAD
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -43,7 +43,7 @@ def load_networks(
         held["dtype"] = getattr(torch, resources.learner_dtype)
     if lora.quantised:
         held |= four_bits(held["dtype"])
-    spread = ranks.count > 1 and not resources.learner_offload
+    spread = _is_spread(ranks, resources)
     policy = _loaded(base, spread=spread, **held)
     critic = None if critic_body is None else _new_critic(critic_body, base, spread=spread, **held)
     reference = None if lora.rank else _loaded(base, spread=spread)
@@ -65,11 +65,16 @@ def load_networks(
 
 def adopt_policy(networks: Networks, folder: Path) -> None:
     """A folder's policy in place of the one that is there; the reference stays what it was."""
-    policy = _loaded(folder, spread=networks.ranks.count > 1 and not networks.resources.learner_offload)
+    policy = _loaded(folder, spread=_is_spread(networks.ranks, networks.resources))
     waits = _is_empty(policy)
     networks.adopt(policy)
     if waits:
         fill(networks.policy, folder, networks.ranks.read)
+
+
+def _is_spread(ranks: Ranks, resources: ResourcesConfig) -> bool:
+    """Whether each rank reads its own shards; what is offloaded has to be on the CPU first, and is loaded whole."""
+    return ranks.count > 1 and not resources.learner_offload
 
 
 def _is_empty(model: PreTrainedModel | None) -> bool:

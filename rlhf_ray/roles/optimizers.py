@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rlhf_ray.errors import ConfigError
@@ -23,8 +22,8 @@ def make_optimizer(parameters: Sequence[nn.Parameter], rate: float, *, bits: Lit
         raise ConfigError("resources.optimizer_bits=8 needs bitsandbytes: pip install 'rlhf-ray[quantised]'")
     from bitsandbytes.optim import AdamW8bit
 
-    optimizer: Optimizer = AdamW8bit([nn.Parameter(_local(p)) for p in parameters], lr=rate, weight_decay=0.0)
-    return _OnShards(parameters, optimizer)
+    optimizer: Optimizer = AdamW8bit(parameters, lr=rate, weight_decay=0.0)
+    return optimizer
 
 
 def moments_of(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -51,42 +50,3 @@ def load_moments(optimizer: Optimizer, moments: Mapping[str, Tensor], ranks: Ran
 
 def _states(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [optimizer.state.get(parameter, {}) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-class _OnShards(Optimizer):
-    """An optimizer whose kernels know no `DTensor`, over each parameter's own shard."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], inner: Optimizer) -> None:
-        self.parameters, self.inner = list(parameters), inner
-        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters themselves."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One, by the gradients of the parameters themselves."""
-        shards = [shard for group in self.param_groups for shard in group["params"]]
-        for parameter, shard in zip(self.parameters, shards, strict=True):
-            shard.data = _local(parameter)
-            shard.grad = None if parameter.grad is None else _local(parameter.grad)
-        self.inner.step()
-        for shard in shards:
-            shard.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner one's."""
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inner one's."""
-        self.inner.load_state_dict(state_dict)
-        self.state = self.inner.state
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """A tensor's own shard, or itself."""
-    detached: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return detached.detach()
