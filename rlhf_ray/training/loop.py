@@ -34,9 +34,7 @@ def train(
             result = ppo.step(step)
             done = step + 1
             metrics = {**result.metrics, **measure(done, result), **saves.metrics()}
-            log.write(
-                done, metrics
-            )  # before its checkpoint, or a crash between the two would leave the line out for good
+            log.write(done, metrics)  # before its checkpoint: a crash between the two must not lose the line for good
             asked = stopping.asked
             if done % config.checkpoint.every == 0 or done == config.ppo.steps or asked:
                 saves.begin(done)
