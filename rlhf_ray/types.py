@@ -5,7 +5,7 @@ The words are the project's words; docs and code use them with no other meaning.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -70,6 +70,14 @@ class GenerationRequest:
     """Derives from the rollout's identity, so that a redone rollout draws the same numbers."""
 
 
+class Span(NamedTuple):
+    """Where in a response tokens of one weights step begin."""
+
+    start: int
+    """Index of the first of them; they go on to the next span, or to the end."""
+    weights_step: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """A prompt with one sampled response, and how it came to be."""
@@ -83,8 +91,15 @@ class Rollout:
     logprobs: tuple[float, ...]
     """(T) behaviour log-probs: of the distribution sampled from, after temperature and top-p."""
     weights_step: int
-    """The learner's weights step that sampled it."""
+    """The learner's weights step that sampled it; its first token, where weights were swapped under way."""
     finish_reason: FinishReason
+    swaps: tuple[Span, ...] = ()
+    """Where newer weights took over; empty where one step sampled it all."""
+
+    @property
+    def last_step(self) -> int:
+        """The weights step that sampled its last token."""
+        return self.swaps[-1].weights_step if self.swaps else self.weights_step
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,12 +95,16 @@ class Calls:
             call = self._waiting.pop(late[0])
             cancel(late[:1])
             nodes = {call.name: call.node} if call.node else {}
-            return Outcome(call.name, error=_late([call.name], nodes, deadline_s=call.deadline_s, doing=call.doing))
+            return Outcome(call.name, error=late_error(call.name, nodes, deadline_s=call.deadline_s, doing=call.doing))
         call = self._waiting.pop(ready[0])
         try:
             return Outcome(call.name, _answer(ready[0], call.name, call.node, doing=call.doing))
         except ActorFailed as error:
             return Outcome(call.name, error=error)
+
+    def any(self, names: Collection[str]) -> bool:
+        """Whether one of these actors is at something."""
+        return any(call.name in names for call in self._waiting.values())
 
     def forget(self, names: Collection[str]) -> None:
         """Calls off what these actors were asked for; what they still answer is ignored."""
@@ -134,7 +138,7 @@ def gather(
                 if on_lost is None:
                     raise _late(list(waiting.values()), nodes, deadline_s=deadline_s, doing=doing)
                 for name in waiting.values():
-                    on_lost(name, _late([name], nodes, deadline_s=deadline_s, doing=doing))
+                    on_lost(name, late_error(name, nodes, deadline_s=deadline_s, doing=doing))
                 break
             for ref in ready:
                 name = waiting.pop(ref)
@@ -198,6 +202,11 @@ def _answer(ref: ray.ObjectRef, name: str, node: str | None, *, doing: str) -> A
         lost = isinstance(error, _GONE) and not raised  # what a task raised is an instance of its cause's class, too
         failure = ActorLost if lost else ActorFailed
         raise failure(f"{name}{where} failed while it was {doing}:\n{told}") from None
+
+
+def late_error(name: str, nodes: Mapping[str, str], *, deadline_s: float, doing: str) -> DeadlineExceeded:
+    """What is said of an actor that missed its deadline."""
+    return _late([name], nodes, deadline_s=deadline_s, doing=doing)
 
 
 def _late(names: list[str], nodes: Mapping[str, str], *, deadline_s: float, doing: str) -> DeadlineExceeded:

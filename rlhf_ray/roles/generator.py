@@ -1,5 +1,6 @@
 """The generator: prompts in, rollouts out, each stamped with the weights step that sampled it."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.roles.weights import FlatWeights, digest, unflatten
-from rlhf_ray.types import FinishReason, GenerationRequest, Rollout, Sampling, WeightsReceipt
+from rlhf_ray.types import FinishReason, GenerationRequest, Rollout, Sampling, Span, WeightsReceipt
 
 
 class Sampled(NamedTuple):
@@ -20,24 +21,45 @@ class Sampled(NamedTuple):
     logprobs: tuple[float, ...]
     """(T) of the distribution sampled from, after temperature and top-p."""
     finish_reason: FinishReason
+    spans: tuple[Span, ...]
+    """Which weights step sampled which tokens; the first one starts at 0."""
 
 
 class Engine(Protocol):
-    """What samples: vLLM (`vllm_engine.py`), or a fake in tests."""
+    """What samples: vLLM (`vllm_engine.py`), or a fake in tests. It goes on only when it is stepped."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        """One response a prompt, in the prompts' order; equal seeds draw equal numbers."""
+    def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        """Queues a prompt; equal seeds draw equal numbers."""
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        """One token more for each response under way, begun or not; those that ended with it, by id."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces all weights and forgets whatever was computed with the old ones."""
+        """Replaces all weights and forgets whatever was computed with the old ones; responses under way stay so."""
+
+    def stamp(self, weights_step: int) -> None:
+        """From here on tokens are sampled with this step's weights."""
+
+
+class Turn(NamedTuple):
+    """What a generator has to show for a turn."""
+
+    rollouts: list[Rollout]
+    under_way: int
+    """Rollouts that it was asked for and has not given yet."""
 
 
 class Generator:
     """An engine that samples only with weights known to be the right ones.
 
     With a `weights_step` the weights that the engine has read from its model folder count as that step. Without one,
-    and after every `load_weights`, it refuses to generate until the hand-off has verified what it holds and released
-    it.
+    and after every `load_weights`, it takes no requests until the hand-off has verified what it holds and released it.
+    What is under way when weights are swapped goes on with the new ones, beside the probes that verify them; whatever
+    ends before the release is held back until then.
     """
 
     def __init__(self, engine: Engine, *, name: str = "generator", weights_step: int | None = None) -> None:
@@ -45,29 +67,43 @@ class Generator:
         self.name = name
         self.weights_step = weights_step
         self.released = weights_step is not None
+        self._under_way: dict[str, GenerationRequest] = {}
+        self._ended: list[Rollout] = []
+        self._probe_numbers = itertools.count()
+        if weights_step is not None:
+            engine.stamp(weights_step)
 
     def ping(self) -> int | None:
         """The weights step that it may sample with; None where there is none."""
         return self.weights_step if self.released else None
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: Sampling, *, weights_step: int | None = None
-    ) -> list[Rollout]:
-        """A rollout for each request, in their order; refuses where it does not hold the weights that are wanted."""
-        step = self._may_sample(weights_step)
-        sampled = self._sample([r.prompt_ids for r in requests], sampling, [r.seed for r in requests])
-        return [
-            Rollout(
-                id=request.rollout_id,
-                prompt_id=request.prompt_id,
-                prompt_ids=request.prompt_ids,
-                response_ids=answer.ids,
-                logprobs=answer.logprobs,
-                weights_step=step,
-                finish_reason=answer.finish_reason,
-            )
-            for request, answer in zip(requests, sampled, strict=True)
-        ]
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        *,
+        weights_step: int | None = None,
+        for_s: float = math.inf,
+    ) -> Turn:
+        """Takes these requests up, samples for so long or until nothing is left, and gives the rollouts that ended.
+
+        All requests are queued before the first step. Refuses where it does not hold the weights that are wanted.
+        """
+        if requests:
+            self._check_may_sample(weights_step)
+        for request in requests:
+            assert request.rollout_id not in self._under_way, f"asked for {request.rollout_id} twice"
+            self.engine.add(request.rollout_id, request.prompt_ids, sampling, request.seed)
+            self._under_way[request.rollout_id] = request
+        end = time.monotonic() + for_s
+        while self._under_way:
+            self._step()
+            if time.monotonic() >= end:
+                break
+        if not self.released:
+            return Turn([], len(self._under_way) + len(self._ended))
+        ended, self._ended = self._ended, []
+        return Turn(ended, len(self._under_way))
 
     def load_weights(self, flat: FlatWeights) -> WeightsReceipt:
         """Loads what was pushed once its hash holds, and hands back the proof; it may sample again after `release`."""
@@ -81,19 +117,26 @@ class Generator:
             )
         self.weights_step = None  # until the load is through it holds no step at all
         self.engine.load(unflatten(flat))
+        self.engine.stamp(flat.weights_step)
         self.weights_step = flat.weights_step
         return WeightsReceipt(flat.weights_step, sha256, flat.buffer.nbytes, time.monotonic() - start)
 
     def probe(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]) -> list[Sampled]:
         """Responses that only serve to verify the weights; needs no release."""
-        return self._sample(prompts, sampling, seeds)
+        ids = [f"probe/{next(self._probe_numbers)}" for _ in prompts]
+        for id, prompt, seed in zip(ids, prompts, seeds, strict=True):
+            self.engine.add(id, prompt, sampling, seed)
+        answers: dict[str, Sampled] = {}
+        while len(answers) < len(ids):
+            answers.update(self._step())
+        return [answers[id] for id in ids]
 
     def release(self, weights_step: int) -> None:
         """Lets it sample: the hand-off has verified that it holds this step."""
         assert self.weights_step == weights_step, f"released step {weights_step}, holds {self.weights_step}"
         self.released = True
 
-    def _may_sample(self, wanted: int | None) -> int:
+    def _check_may_sample(self, wanted: int | None) -> None:
         if not self.released or self.weights_step is None:
             raise InfrastructureError(
                 f"{self.name} holds weights step {self.weights_step} unverified and must not sample; "
@@ -101,20 +144,37 @@ class Generator:
             )
         if wanted is not None and wanted != self.weights_step:
             raise InfrastructureError(f"{self.name} holds weights step {self.weights_step}, step {wanted} is wanted")
-        return self.weights_step
 
-    def _sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        sampled = self.engine.generate(prompts, sampling, seeds)
-        if len(sampled) != len(prompts):
-            raise InfrastructureError(f"{self.name} was given {len(prompts)} prompts and answered {len(sampled)}")
-        for answer in sampled:
-            if (
-                not answer.ids
-                or len(answer.ids) != len(answer.logprobs)
-                or not all(map(math.isfinite, answer.logprobs))
-            ):
-                raise InfrastructureError(
-                    f"{self.name} sampled {len(answer.ids)} tokens with log-probs {answer.logprobs[:8]}: "
-                    "each token needs a finite one"
-                )
-        return sampled
+    def _step(self) -> dict[str, Sampled]:
+        """One step of the engine: rollouts that ended are kept, answers to probes are returned."""
+        if not self.engine.busy:
+            raise InfrastructureError(f"{self.name}'s engine has nothing left to do, and answers are missing")
+        probes = {}
+        for id, answer in self.engine.step():
+            self._check(answer)
+            if request := self._under_way.pop(id, None):
+                self._ended.append(_rollout(request, answer))
+            else:
+                probes[id] = answer
+        return probes
+
+    def _check(self, answer: Sampled) -> None:
+        if not answer.ids or len(answer.ids) != len(answer.logprobs) or not all(map(math.isfinite, answer.logprobs)):
+            raise InfrastructureError(
+                f"{self.name} sampled {len(answer.ids)} tokens with log-probs {answer.logprobs[:8]}: "
+                "each token needs a finite one"
+            )
+
+
+def _rollout(request: GenerationRequest, answer: Sampled) -> Rollout:
+    first, *swaps = answer.spans
+    return Rollout(
+        id=request.rollout_id,
+        prompt_id=request.prompt_id,
+        prompt_ids=request.prompt_ids,
+        response_ids=answer.ids,
+        logprobs=answer.logprobs,
+        weights_step=first.weights_step,
+        finish_reason=answer.finish_reason,
+        swaps=tuple(swaps),
+    )

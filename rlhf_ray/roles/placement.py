@@ -28,7 +28,8 @@ from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.roles.actors import GeneratorActor, LearnerActor, ScorerActor
 from rlhf_ray.roles.calls import gather, stream
 from rlhf_ray.roles.generator import Engine
-from rlhf_ray.roles.groups import GeneratorGroup, Group, LearnerGroup, ScorerGroup
+from rlhf_ray.roles.generators import GeneratorGroup
+from rlhf_ray.roles.groups import Group, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.joining import join
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.scorer import Scoring

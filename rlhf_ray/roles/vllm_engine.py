@@ -1,4 +1,4 @@
-"""A vLLM engine inside this process: token ids in, token ids and behaviour log-probs out."""
+"""A vLLM engine inside this process, stepped by its generator: token ids in, token ids and behaviour log-probs out."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles.generator import Sampled
-from rlhf_ray.types import Sampling
+from rlhf_ray.types import Sampling, Span
 
 MAX_SEQUENCES = 256
 """Requests that run at the same time; more wait their turn."""
@@ -63,41 +63,58 @@ class VllmEngine:
             # the folder's generation_config.json must not change how rollouts are sampled
             generation_config="vllm",
         )
+        self.engine = self.llm.llm_engine
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        """One response a prompt, in the prompts' order; it ends at the end token or after `sampling.max_tokens`."""
+    def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        """Queues a prompt; its response ends at the end token or after `sampling.max_tokens`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=seed,
-                stop_token_ids=[self.end_id],
-                logprobs=0,  # the sampled token's alone
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            for seed in seeds
-        ]
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [_sampled(output.outputs[0]) for output in self.llm.generate(inputs, parameters, use_tqdm=False)]
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            stop_token_ids=[self.end_id],
+            logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        (rendered,) = self.engine.renderer.render_cmpl([{"prompt_token_ids": list(prompt)}])
+        self.engine.add_request(id, rendered, parameters)
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        """One step of continuous batching: prompts that fit are read, every other response grows by a token."""
+        return [(output.request_id, _sampled(output.outputs[0])) for output in self.engine.step()]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self.engine.has_unfinished_requests())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces all weights in place and empties the prefix cache, which holds keys and values of the old ones."""
+        """Replaces all weights in place, and empties the caches: keys and values in them are the old weights' work.
+
+        A response under way is read again by the new weights at the next step, and goes on where it was.
+        """
 
         def reload(worker: Any) -> None:
             worker.reload_weights(weights_iterator=iter(weights))
 
         self.llm.collective_rpc(reload)
-        if not self.llm.reset_prefix_cache():
+        if not self.engine.reset_prefix_cache(reset_running_requests=True):
             raise InfrastructureError("the engine kept its prefix cache over a change of weights")
+
+    def stamp(self, weights_step: int) -> None:
+        """vLLM notes this number with each token that it samples from here on."""
+        self.engine.set_weight_version(str(weights_step))
 
 
 def _sampled(completion: Any) -> Sampled:
     ids = tuple(int(i) for i in completion.token_ids)
     assert len(completion.logprobs) == len(completion.logprobs.logprobs) == len(ids), "one log-prob a token"
-    return Sampled(ids, tuple(completion.logprobs.logprobs), "stop" if completion.finish_reason == "stop" else "length")
+    if completion.finish_reason not in ("stop", "length"):
+        raise InfrastructureError(f"the engine gave a response up: {completion.finish_reason}")
+    spans = tuple(Span(span.start, int(span.version)) for span in completion.weight_versions)
+    return Sampled(ids, tuple(completion.logprobs.logprobs), completion.finish_reason, spans)

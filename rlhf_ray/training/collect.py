@@ -15,7 +15,7 @@ from rlhf_ray.recipes.annotators import annotate, flipped_share
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.training.sampling import exchanges_of, requests_for
 from rlhf_ray.types import Exchange, Prompt, Sampling
 

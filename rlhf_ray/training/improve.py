@@ -13,7 +13,8 @@ from rlhf_ray import __version__
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.roles.groups import GeneratorGroup, ScorerGroup
+from rlhf_ray.roles.generators import GeneratorGroup
+from rlhf_ray.roles.groups import ScorerGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream, distinct
-from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup, ScorerGroup
+from rlhf_ray.roles.generators import GeneratorGroup
+from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.dynamic import Answers, replace_uniform, spare_prompts
 from rlhf_ray.training.sampling import exchanges_of, requests_for

@@ -21,7 +21,7 @@ from rlhf_ray.models.policy import load_policy, load_tokenizer
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people

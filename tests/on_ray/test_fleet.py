@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Timer
 
@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_ray.config import load_config
 from rlhf_ray.roles.generator import Sampled
-from rlhf_ray.roles.groups import GeneratorGroup
+from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.types import Sampling
@@ -24,9 +24,10 @@ REQUESTS = [make_request(i) for i in range(24)]
 
 
 class SlowEcho(EchoEngine):
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        time.sleep(0.1 * len(prompts) if sampling.max_tokens > 8 else 0)  # probes are quick
-        return super().generate(prompts, sampling, seeds)
+    def step(self) -> list[tuple[str, Sampled]]:
+        slow = [id for id in self.waiting if not id.startswith("probe/")]
+        time.sleep(0.025 * len(slow))  # four tokens each: 0.1 s a rollout
+        return super().step()
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ POINTS = [
 STEPS = 30
 SETTINGS = ["deterministic=true", f"ppo.steps={STEPS}", "checkpoint.every=1", "rollout.prompts=16", "ppo.epochs=1"]
 KILLER = """
-import importlib.abc, importlib.util, os, signal, sys
+import functools, importlib.abc, importlib.util, os, signal, sys
 
 place, marker = os.environ.get("KILL_AT", "").split(), os.environ.get("KILLED", "")
 if place and not os.path.exists(marker):
@@ -60,6 +60,7 @@ if place and not os.path.exists(marker):
             owner = getattr(owner, name)
         plain, calls = getattr(owner, path[-1]), []
 
+        @functools.wraps(plain)  # Ray reads its signature
         def wrapped(*args, **kwargs):
             calls.append(1)
             if when == "before" and len(calls) == call:
@@ -139,7 +140,6 @@ def test_killed_place_after_place_it_ends_in_the_same_bits(folder: Path) -> None
             if "training.metrics" not in place and "WeightsHandoff" not in place:  # the driver is alive to say so
                 assert code == 5, f"{place}: {log}"
                 assert "the same command resumes" in log, f"{place}: {log}"
-        steps = len(read_metrics(folder / "runs" / "killed"))
         steps = len(read_metrics(folder / "runs" / "killed"))
         print(f"{place}: exit {code}, {steps} steps")
     if not (folder / "runs" / "killed" / "summary.json").exists():

@@ -15,7 +15,8 @@ from torch import Tensor
 from rlhf_ray.algo.logprobs import nucleus_logprobs
 from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.models.policy import load_policy, load_tokenizer, new_policy, save_policy, train_tokenizer
-from rlhf_ray.roles.groups import GeneratorGroup, LearnerGroup
+from rlhf_ray.roles.generators import GeneratorGroup
+from rlhf_ray.roles.groups import LearnerGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.vllm_engine import VllmEngine
@@ -31,10 +32,10 @@ class Engine(VllmEngine):
 
     def __init__(self, model: Path, *, keeps_cache: Path, **options: int) -> None:
         super().__init__(model, **options)
-        self.keeps_cache, self.empty = keeps_cache, self.llm.reset_prefix_cache
+        self.keeps_cache, self.empty = keeps_cache, self.engine.reset_prefix_cache
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.llm.reset_prefix_cache = (lambda: True) if self.keeps_cache.exists() else self.empty
+        self.engine.reset_prefix_cache = (lambda **_: True) if self.keeps_cache.exists() else self.empty
         super().load(weights)
 
 
@@ -174,6 +175,43 @@ def test_every_step_weights_arrive_and_are_proven(
     assert (
         max(abs(a - b) for row, r in zip(own, after, strict=True) for a, b in zip(row, r.logprobs, strict=True)) < 1e-4
     )
+
+
+def test_weights_swapped_while_rollouts_are_under_way_cut_none_short_and_are_stamped_on_the_tokens(
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
+) -> None:
+    generators, learner = roles
+    requests = some_requests(len(load_tokenizer(folder)), n=16)
+    sampling = Sampling(max_tokens=48)
+    first = next_step(learner)
+    handoff().publish(first)
+    with generators.session(sampling, turn_s=0.02, max_staleness=1) as session:
+        session.ask(requests)
+        rollouts = session.take()
+        before = logprobs_by(learner, rollouts, sampling)
+        handoff().publish(next_step(learner))
+        while ended := session.take():
+            rollouts += ended
+    assert sorted(rollout.id for rollout in rollouts) == sorted(request.rollout_id for request in requests)
+    crossed = [rollout for rollout in rollouts if rollout.swaps]
+    assert crossed
+    assert all(len(r.response_ids) == 48 for r in rollouts if r.finish_reason == "length")
+    after = logprobs_by(learner, rollouts, sampling)
+    for rollout in rollouts:
+        start = rollout.swaps[0].start if rollout.swaps else len(rollout.response_ids)
+        assert (rollout.weights_step, rollout.last_step) == (first, first + bool(rollout.swaps))
+        new = list(zip(after[rollout.id], rollout.logprobs, strict=True))[start:]
+        assert all(abs(own - engines) < 1e-4 for own, engines in new)
+        if rollout.id in before:
+            assert all(abs(a - b) < 1e-4 for a, b in zip(before[rollout.id], rollout.logprobs, strict=True))
+        old = list(zip(after[rollout.id], rollout.logprobs, strict=True))[:start]
+        assert max(abs(own - engines) for own, engines in old) > 1e-3
+
+
+def logprobs_by(learner: LearnerGroup, rollouts: list[Rollout], sampling: Sampling) -> dict[str, list[float]]:
+    """The learner's own, as it stands."""
+    rows = learner.logprobs_of([(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts], sampling)
+    return {rollout.id: row for rollout, row in zip(rollouts, rows, strict=True)}
 
 
 class Tampered:

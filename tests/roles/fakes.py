@@ -8,24 +8,47 @@ from torch import Tensor
 
 from rlhf_ray.roles.generator import Sampled
 from rlhf_ray.roles.weights import FlatWeights, PushedWeights, flatten
-from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Sampling, WeightsReceipt
+from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Sampling, Span, WeightsReceipt
 
 END = 2
 
 
 class EchoEngine:
-    """Answers a prompt with its own last tokens; each log-prob is the value of its one weight."""
+    """Answers a prompt with its own last tokens, one a step; each log-prob is the value of its one weight."""
 
     def __init__(self, logprob: float = -1.0) -> None:
-        self.logprob = logprob
+        self.logprob, self.weights_step = logprob, -1
+        self.waiting: dict[str, list[int]] = {}
+        self.begun: dict[str, tuple[list[int], list[float], list[Span]]] = {}
+        self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        assert len(prompts) == len(seeds)
-        answers = [(*prompt[-(sampling.max_tokens - 1) :], END) for prompt in prompts]
-        return [Sampled(ids, (self.logprob,) * len(ids), "stop") for ids in answers]
+    def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        self.waiting[id] = [*prompt[-(sampling.max_tokens - 1) :], END]
+        self.begun[id] = ([], [], [])
+        self.seeds.append(seed)
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        ended = []
+        for id, left in list(self.waiting.items()):
+            ids, logprobs, spans = self.begun[id]
+            if not spans or spans[-1].weights_step != self.weights_step:
+                spans.append(Span(len(ids), self.weights_step))
+            ids.append(left.pop(0))
+            logprobs.append(self.logprob)
+            if not left:
+                del self.waiting[id], self.begun[id]
+                ended.append((id, Sampled(tuple(ids), tuple(logprobs), "stop", tuple(spans))))
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self.logprob = float(dict(weights)["logprob"])
+
+    def stamp(self, weights_step: int) -> None:
+        self.weights_step = weights_step
 
 
 class LengthScorer:

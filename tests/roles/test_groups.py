@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from rlhf_ray.errors import ActorFailed, ActorLost, DeadlineExceeded, InfrastructureError, WeightsMismatch
-from rlhf_ray.roles import calls, fleet, groups, shares
-from rlhf_ray.roles.groups import GeneratorGroup, ScorerGroup
+from rlhf_ray.roles import calls, dispatch, fleet, generators, groups
+from rlhf_ray.roles.generator import Turn
+from rlhf_ray.roles.generators import GeneratorGroup
+from rlhf_ray.roles.groups import ScorerGroup
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.types import Rollout, Sampling
 from tests.roles.fake_ray import FakeRay
@@ -21,7 +23,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     for module in (calls, fleet, groups):
         monkeypatch.setattr(module, "ray", fake)
-    for module in (calls, fleet):
+    for module in (calls, fleet, generators):
         monkeypatch.setattr(module, "time", fake)
     return fake
 
@@ -73,7 +75,7 @@ def test_rollouts_come_in_the_order_of_their_requests(make_group: Any) -> None:
 def test_a_batch_is_shared_out_the_same_way_every_time_and_in_waves(
     make_group: Any, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares, "WAVE", 2)
+    monkeypatch.setattr(dispatch, "WAVE", 2)
     make_group().generate(some_requests(5), Sampling())
     assert [handle.seeds() for handle in fake_ray.handles.values()] == [[[0, 2], [4]], [[1, 3]]]
 
@@ -84,9 +86,9 @@ def test_no_requests_give_no_rollouts(make_group: Any) -> None:
 
 def test_a_missing_rollout_stops_the_step_and_is_named(make_group: Any, fake_ray: FakeRay) -> None:
     group = make_group(1)
-    fake_ray.handles["generator-0"].role.generate = lambda *_, **__: [LATE, LATE]
+    fake_ray.handles["generator-0"].role.generate = lambda *_, **__: Turn([], 1)
     with pytest.raises(
-        InfrastructureError, match="asked generator-0 for 2 rollouts, got 2, 2 missing, first run/0/p0/0"
+        InfrastructureError, match="for 2 rollouts, got 0, 1 are under way: 1 missing, the first of run/0/p0/0"
     ):
         group.generate(some_requests(2), Sampling())
 
@@ -95,8 +97,15 @@ def test_a_rollout_too_many_stops_the_step(make_group: Any, fake_ray: FakeRay) -
     group = make_group(1)
     role = fake_ray.handles["generator-0"].role
     honest = role.generate
-    role.generate = lambda *args, **kwargs: honest(*args, **kwargs) * 2
-    with pytest.raises(InfrastructureError, match="for 1 rollouts, got 2, 0 missing"):
+    role.generate = lambda *args, **kwargs: Turn(honest(*args, **kwargs).rollouts * 2, 0)
+    with pytest.raises(InfrastructureError, match="gave run/0/p0/0, which it was not asked for, or gave it twice"):
+        group.generate(some_requests(1), Sampling())
+
+
+def test_a_rollout_that_nobody_asked_for_stops_the_step(make_group: Any, fake_ray: FakeRay) -> None:
+    group = make_group(1)
+    fake_ray.handles["generator-0"].role.generate = lambda *_, **__: Turn([LATE], 0)
+    with pytest.raises(InfrastructureError, match="gave run/9/p9/0, which it was not asked for"):
         group.generate(some_requests(1), Sampling())
 
 
@@ -114,9 +123,10 @@ def test_rollouts_of_another_step_than_was_released_are_refused_though_the_gener
     group = make_group(1)
     group.release(0)
     role = fake_ray.handles["generator-0"].role
-    honest, role.weights_step = role.generate, 3
+    honest = role.generate
+    role.engine.stamp(3)
     role.generate = lambda requests, sampling, **_: honest(requests, sampling)
-    with pytest.raises(InfrastructureError, match=r"sampled at weights steps \[3\], step 0 is wanted"):
+    with pytest.raises(InfrastructureError, match=r"sampled run/0/p0/0 at weights steps \[3\], step 0 is wanted"):
         group.generate(some_requests(1), Sampling())
 
 
@@ -347,6 +357,74 @@ def test_a_minimum_that_can_no_longer_be_reached_is_not_waited_for(make_group: A
 def test_too_few_at_the_start_deadline_says_how_many_and_who_is_missing(make_group: Any) -> None:
     with pytest.raises(DeadlineExceeded, match=r"1 of at least 2 generators are ready after 300 s, generator-1 not"):
         make_group(2, generator_1=1e6)
+
+
+# Sampling goes on in turns, while requests and weights come.
+
+
+def test_a_request_goes_to_the_generator_with_the_fewest_outstanding_tokens(make_group: Any, fake_ray: FakeRay) -> None:
+    group = make_group(2, 1)
+    group.fleet.look()
+    lengths = [100, 1, 1, 1, 1, 1, 1, 1]
+    requests = [make_request(i, prompt_ids=(7,) * n) for i, n in enumerate(lengths)]
+    group.generate(requests, Sampling(max_tokens=8))
+    first = [handle.seeds()[0] for handle in fake_ray.handles.values()]
+    assert first == [[0, 3], [1, 2]]  # two each at first; while there was a choice the less loaded one got them
+
+
+def test_rollouts_come_as_they_end_and_requests_may_be_added_meanwhile(make_group: Any) -> None:
+    group = make_group(1)
+    with group.session(Sampling(), turn_s=0) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7)), make_request(1, prompt_ids=(5,))])
+        assert ids(session.take()) == ["run/0/p1/0"]
+        session.ask([make_request(2, prompt_ids=(5,))])
+        assert sorted(ids(session.take())) == ["run/0/p0/0", "run/0/p2/0"]
+        assert session.take() == []
+    assert ids(group.generate(some_requests(2), Sampling())) == ["run/0/p0/0", "run/0/p1/0"]
+
+
+def test_weights_handed_over_between_two_turns_are_stamped_on_the_tokens_that_they_sampled(make_group: Any) -> None:
+    group = make_group(1)
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    with group.session(Sampling(), turn_s=0, max_staleness=1) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))])
+        (short,) = session.take()
+        learner.learner.weights_step, learner.learner.logprob = 2, -3.0
+        handoff.publish(2)
+        (long,) = session.take()
+    assert (short.weights_step, short.swaps) == (1, ())
+    assert (long.weights_step, long.last_step) == (1, 2)
+    assert set(long.logprobs[: long.swaps[0].start]) == {-2.0}
+    assert set(long.logprobs[long.swaps[0].start :]) == {-3.0}
+
+
+def test_a_rollout_that_began_too_many_weights_steps_ago_is_refused(make_group: Any) -> None:
+    group = make_group(1)
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    with group.session(Sampling(), turn_s=0) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))])
+        session.take()
+        learner.learner.weights_step = 2
+        handoff.publish(2)
+        with pytest.raises(InfrastructureError, match=r"at weights steps \[1, 2\], step 2 is wanted"):
+            session.take()
+
+
+def test_one_that_takes_its_turns_and_ends_nothing_is_dropped_and_its_work_done_by_others(
+    make_group: Any, fake_ray: FakeRay, said: Said
+) -> None:
+    group = make_group(2, 1)
+    group.fleet.look()
+    fake_ray.handles["generator-0"].role.engine.step = list
+    with group.session(Sampling(), turn_s=0) as session:
+        session.ask(some_requests(4))
+        ended = [rollout for _ in range(4) for rollout in session.take()]
+    assert sorted(ids(ended)) == [f"run/0/p{i}/0" for i in range(4)]
+    assert fake_ray.killed == ["generator-0"]
+    assert 60 <= fake_ray.now < 80
+    assert "still generating without ending anything when the deadline of 60 s passed" in said.of("lost")[0]
 
 
 class ScorerHandle:

@@ -53,7 +53,7 @@ def test_weights_are_pushed_loaded_verified_and_released_in_this_order() -> None
 def test_after_a_hand_off_generators_sample_with_the_new_step() -> None:
     generator = Generator(EchoEngine(), weights_step=0)
     make_handoff(FakeLearner(-2.0, weights_step=1), g=generator)[0].publish(1)
-    assert generator.generate([make_request()], Sampling())[0].weights_step == 1
+    assert generator.generate([make_request()], Sampling()).rollouts[0].weights_step == 1
 
 
 class StaleEngine(EchoEngine):

@@ -21,7 +21,16 @@ from rlhf_ray.training.loop import resume, train
 from rlhf_ray.training.ppo import PPO, Roles, Step
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stopping import Stopping
-from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling, Scored, WeightsReceipt
+from rlhf_ray.types import (
+    Exchange,
+    FinishReason,
+    GenerationRequest,
+    Rollout,
+    Sampling,
+    Scored,
+    Span,
+    WeightsReceipt,
+)
 from tests.models.tiny import make_prompt
 
 STEPS, EVERY = 4, 2
@@ -42,18 +51,32 @@ class SamplingEngine:
     def __init__(self, base: Path) -> None:
         self.policy = load_policy(base)
         self.end = int(self.policy.config.eos_token_id)
+        self.waiting: list[tuple[str, Sequence[int], Sampling, int]] = []
+        self.weights_step = -1
+
+    def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
+        self.waiting.append((id, prompt, sampling, seed))
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        waiting, self.waiting = self.waiting, []
+        return [(id, self.answer(prompt, sampling, seed)) for id, prompt, sampling, seed in waiting]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
+
+    def stamp(self, weights_step: int) -> None:
+        self.weights_step = weights_step
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Sampled]:
-        return [self.answer(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-
     def answer(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> Sampled:
         draw, ids, logprobs = torch.Generator().manual_seed(seed), list(prompt), []
         while len(logprobs) < sampling.max_tokens and (not logprobs or ids[-1] != self.end):
             told = self.policy(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             ids.append(int(torch.multinomial(told.exp(), 1, generator=draw)))
             logprobs.append(float(told[ids[-1]]))
-        return Sampled(tuple(ids[len(prompt) :]), tuple(logprobs), "stop" if ids[-1] == self.end else "length")
+        reason: FinishReason = "stop" if ids[-1] == self.end else "length"
+        return Sampled(tuple(ids[len(prompt) :]), tuple(logprobs), reason, (Span(0, self.weights_step),))
 
     def load(self, weights: Any) -> None:
         self.policy.load_state_dict(dict(weights))
@@ -64,7 +87,7 @@ class OneGenerator:
         self.one = Generator(SamplingEngine(base))
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        return self.one.generate(requests, sampling)
+        return self.one.generate(requests, sampling).rollouts
 
     def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
         return {"one": self.one.load_weights(pushed.handle)}

@@ -1,0 +1,228 @@
+"""The driver's end of the generators, which may come and go while a run goes on.
+
+`fleet.py` keeps them, `dispatch.py` their work. What holds throughout:
+
+- A rollout is asked for by its id and its seed, which derive from run, step, prompt and sample. So what goes down with
+  a generator is asked for again, from another, as the very same request.
+- Each call's answer must be exactly the rollouts that it asked for, of the weights step that is wanted. An answer is
+  taken from the call that is waited for; whatever a dropped actor still says reaches no one. So none is lost, none is
+  doubled, none is stale.
+- A newcomer samples only once the hand-off has brought it to the wanted weights and verified that, by the same rule as
+  for all (`GeneratorGroup.refit`): in the middle of a batch on its own, between two with the others.
+- With `rollout.min_generators` left out there is a fixed map of requests to generators. A lost one is waited for, and
+  its successor gets the same share whole, so the batch is the same batch. With fewer, each request goes to the one with
+  the fewest outstanding tokens.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import ray
+
+from rlhf_ray.roles.calls import gather, late_error
+from rlhf_ray.roles.dispatch import Dispatch
+from rlhf_ray.roles.fleet import Ask, Fleet
+from rlhf_ray.roles.generator import Sampled
+from rlhf_ray.roles.weights import PushedWeights, WeightsSinks
+from rlhf_ray.types import GenerationRequest, Rollout, Sampling, WeightsReceipt
+
+
+class Refit(Protocol):
+    """`weights.WeightsHandoff.publish`."""
+
+    def __call__(self, weights_step: int, *, to: WeightsSinks) -> object:
+        """Brings some generators to the weights of this step, verified."""
+
+
+class GeneratorGroup:
+    """All generators as one; `weights.WeightsSinks`. `ask` asks Ray for an actor by name."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        wanted: int,
+        minimum: int | None = None,
+        deadline_s: float,
+        start_deadline_s: float = 300.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.fleet = Fleet(ask, wanted=wanted, minimum=minimum, start_deadline_s=start_deadline_s, say=say)
+        self.deadline_s = deadline_s
+        self.weights_step: int | None = None
+        """What was released last; once there is one, rollouts of any other step are refused."""
+        self.refit: Refit | None = None
+        """How one that comes late is brought to the weights; without it, it waits for the next hand-over to all."""
+        self._dispatch: Dispatch | None = None
+        """Of the last session."""
+
+    @property
+    def actors(self) -> Mapping[str, Any]:
+        """All that were asked for and are not lost, by name."""
+        return self.fleet.actors
+
+    @property
+    def nodes(self) -> Mapping[str, str]:
+        """Where each ready one lives."""
+        return self.fleet.nodes
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+        """A rollout for each request, in their order, whoever is lost or comes meanwhile."""
+        done: dict[str, Rollout] = {}
+        with self.session(sampling) as session:
+            session.ask(requests)
+            while ended := session.take():
+                done.update((rollout.id, rollout) for rollout in ended)
+        return [done[request.rollout_id] for request in requests]
+
+    @contextmanager
+    def session(self, sampling: Sampling, *, turn_s: float = math.inf, max_staleness: int = 0) -> Iterator["Session"]:
+        """Sampling under way: requests may be added as others end, and weights handed over in between.
+
+        A generator samples for `turn_s` at a time; only between two turns it takes new requests or new weights. What
+        is under way when they come goes on with them (`Rollout.swaps`); a rollout that would begin more than
+        `max_staleness` weights steps behind is refused.
+        """
+        assert not self.fleet.calls.any(self.nodes), "one session at a time"
+        fixed = self.fleet.minimum == self.fleet.wanted
+        dispatch = Dispatch(sampling, slots=self.fleet.wanted, fixed=fixed, max_staleness=max_staleness)
+        session = Session(self, dispatch, turn_s=turn_s)
+        try:
+            yield session
+        finally:
+            self.fleet.calls.forget(list(self.nodes))
+            self._dispatch = dispatch
+
+    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+        """Every generator that is ready loads what the learner pushed; none may sample until `release`."""
+        self.fleet.look()
+        return _Some(self, self.nodes).load_weights(pushed)
+
+    def probe(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> dict[str, list[Sampled]]:
+        """Every generator's responses to every prompt, whether it may sample or not."""
+        return _Some(self, self.nodes).probe(prompts, sampling, seeds=seeds)
+
+    def release(self, weights_step: int) -> None:
+        """Lets every generator sample with this step's weights."""
+        _Some(self, self.nodes).release(weights_step)
+        self.weights_step = weights_step
+        self.fleet.fit_on_arrival = False
+
+    def census(self) -> dict[str, float]:
+        """`rollout/` metrics of the last batch, and of who came and went since this was last asked."""
+        joined, lost = self.fleet.came_and_went()
+        sampled = self._dispatch.sampled if self._dispatch else Counter()
+        return {
+            "rollout/generators": float(len(self.fleet.fit)),
+            "rollout/share_max": max(sampled.values(), default=0) / max(1, sampled.total()),
+            "rollout/retried": float(self._dispatch.retried if self._dispatch else 0),
+            "rollout/joined": float(joined),
+            "rollout/lost_generators": float(lost),
+        }
+
+    def close(self) -> None:
+        """Ends the actors and frees what they hold."""
+        self.fleet.close()
+
+    def refit_newcomers(self) -> None:
+        """Brings those that are ready, but not yet proved to hold the weights, to them."""
+        newcomers = self.fleet.unfit
+        if newcomers and self.refit is not None and self.weights_step is not None:
+            self.refit(self.weights_step, to=_Some(self, newcomers))
+
+
+class Session:
+    """Rollouts under way in a group; see `GeneratorGroup.session`."""
+
+    def __init__(self, group: GeneratorGroup, dispatch: Dispatch, *, turn_s: float) -> None:
+        self.group, self.dispatch, self.turn_s = group, dispatch, turn_s
+        self._in_turn: set[str] = set()
+        self._since: dict[str, float] = {}
+        """When each generator that has something to do last gave a rollout, or was given its first request."""
+
+    def ask(self, requests: Sequence[GenerationRequest]) -> None:
+        """Adds requests; they begin with the next `take`."""
+        self.dispatch.ask(requests)
+
+    def take(self) -> list[Rollout]:
+        """Rollouts that have ended, as soon as there are any; none once nothing is under way."""
+        while not self.dispatch.done:
+            self.group.refit_newcomers()
+            self._begin_turns()
+            if ended := self._end_turn():
+                return ended
+        return []
+
+    def _begin_turns(self) -> None:
+        """A turn for each generator that may sample, has something to do and is between two turns."""
+        group, fleet = self.group, self.group.fleet
+        between = sorted(fleet.fit - self._in_turn, key=fleet.slots.__getitem__)
+        for name, requests in self.dispatch.hand_out({name: fleet.slots[name] for name in between}).items():
+            ref = fleet.actors[name].generate.remote(
+                requests, self.dispatch.sampling, weights_step=group.weights_step, for_s=self.turn_s
+            )
+            doing = f"generating {len(self.dispatch.given[name])} rollouts"
+            fleet.calls.add(name, ref, doing=doing, node=fleet.nodes[name], deadline_s=group.deadline_s)
+            self._in_turn.add(name)
+            self._since.setdefault(name, time.monotonic())
+
+    def _end_turn(self) -> list[Rollout]:
+        """Whatever comes next: a turn's rollouts, or none where a generator was lost or a newcomer came."""
+        outcome = self.group.fleet.turn()
+        if outcome is None:
+            return []
+        name = outcome.name
+        self._in_turn.discard(name)
+        if outcome.error is not None:
+            self.dispatch.lost(name, outcome.error)
+            return []
+        rollouts = self.dispatch.answered(name, outcome.value, weights_step=self.group.weights_step)
+        if rollouts:
+            del self._since[name]
+        else:
+            self._check_progress(name)
+        return rollouts
+
+    def _check_progress(self, name: str) -> None:
+        """Drops a generator that takes its turns and ends nothing."""
+        group = self.group
+        if time.monotonic() - self._since[name] >= group.deadline_s:
+            late = late_error(
+                name, group.nodes, deadline_s=group.deadline_s, doing="generating without ending anything"
+            )
+            group.fleet.remove(name, late)
+            self.dispatch.lost(name, late)
+
+
+class _Some:
+    """Some of a group's generators, as the hand-off sees them. One that is lost under it is left out from there on."""
+
+    def __init__(self, group: GeneratorGroup, names: Collection[str]) -> None:
+        self.group, self.names = group, list(names)
+
+    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+        doing = f"loading weights of step {pushed.weights_step}"
+        return self._each(lambda actor: actor.load_weights.remote(pushed.handle), doing)
+
+    def probe(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> dict[str, list[Sampled]]:
+        doing = f"answering {len(prompts)} probes"
+        return self._each(lambda actor: actor.probe.remote(prompts, sampling, seeds=seeds), doing)
+
+    def release(self, weights_step: int) -> None:
+        doing = f"being released at weights step {weights_step}"
+        self.group.fleet.released(self._each(lambda actor: actor.release.remote(weights_step), doing))
+
+    def _each(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
+        fleet = self.group.fleet
+        calls = {name: call(fleet.actors[name]) for name in self.names if name in fleet.nodes}
+        return gather(
+            calls, deadline_s=self.group.deadline_s, doing=doing, nodes=dict(fleet.nodes), on_lost=fleet.remove
+        )
