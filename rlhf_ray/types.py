@@ -3,7 +3,7 @@
 The words are the project's words; docs and code use them with no other meaning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -108,6 +108,19 @@ class Scored:
 
     rollouts: Sequence[Rollout]
     scores: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a batch of exchanges earned, in their order."""
+
+    rewards: Sequence[float | None]
+    """The weighted sum of all sources; None where one of them had none to give."""
+    by_source: Mapping[str, Sequence[float | None]]
+    spreads: Mapping[str, Sequence[float]]
+    """Standard deviation over an ensemble's members, by source."""
+    counts: Mapping[str, int]
+    """What went wrong on the way: `judge/timeouts`, ..."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ FLOORS = {
     "data": 3,
     "recipes": 3,
     "client": 3,
+    "rewards": 3,
     "roles": 4,
     "training": 5,
     "serving": 6,

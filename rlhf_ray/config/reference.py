@@ -3,7 +3,7 @@
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -24,18 +24,34 @@ def reference(root: type[Section]) -> str:
 
 def _tables(section: type[BaseModel], prefix: str) -> Iterator[str]:
     if prefix:
-        yield from (f"## {prefix[:-1]}", "", " ".join((section.__doc__ or "").split()), "")
-    inner: dict[str, type[BaseModel]] = {}
+        kind = section.model_fields.get("kind")
+        which = f" with `kind: {get_args(kind.annotation)[0]}`" if kind else ""
+        yield from (f"## {prefix[:-1]}{which}", "", " ".join((section.__doc__ or "").split()), "")
+    inner: list[tuple[str, type[BaseModel]]] = []
     rows = []
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            inner[name] = field.annotation
+        if _is_section(field.annotation):
+            inner.append((f"{prefix}{name}.", field.annotation))
         else:
             rows.append(_row(f"{prefix}{field.alias or name}", field, _description(section, name)))
+            inner += [(f"{prefix}{name}.NAME.", part) for part in _sections_in(field.annotation)]
     if rows:
         yield from ("| key | takes | default | |", "|---|---|---|---|", *rows, "")
-    for name, part in inner.items():
-        yield from _tables(part, f"{prefix}{name}.")
+    for place, part in inner:
+        yield from _tables(part, place)
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Those that a mapping or a list may hold."""
+    for inner in get_args(annotation):
+        if _is_section(inner):
+            yield inner
+        else:
+            yield from _sections_in(inner)
 
 
 def _description(section: type[BaseModel], name: str) -> str:
@@ -50,9 +66,13 @@ def _description(section: type[BaseModel], name: str) -> str:
 def _row(key: str, field: FieldInfo, description: str) -> str:
     bounds = [bound for bound in map(_bound, field.metadata) if bound]
     takes = " ".join([_takes(field.annotation), *bounds])
-    value = _plain(field.get_default(call_default_factory=True))
-    default = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    cells = (f"`{key}`", takes, f"`{default}`", description)
+    value = None if field.is_required() else _plain(field.get_default(call_default_factory=True))
+    default = (
+        ""
+        if field.is_required()
+        else yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )
+    cells = (f"`{key}`", takes, f"`{default}`" if default else "", description)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -66,7 +86,9 @@ def _takes(annotation: Any) -> str:
         return " or ".join(_takes(one) for one in inner)
     if origin in (tuple, frozenset, list):
         return f"list of {_takes(inner[0])}"
-    return "mapping" if origin is dict else WORDS[annotation]
+    if origin is dict:
+        return "mapping"
+    return "section" if _is_section(annotation) else WORDS[annotation]
 
 
 def _flat(metadata: tuple[Any, ...]) -> Iterator[Any]:
@@ -81,6 +103,10 @@ def _bound(constraint: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, frozenset | tuple):
-        return sorted(value)
+        return list(value) if isinstance(value, tuple) else sorted(value)
     return str(value) if isinstance(value, Path) else value

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from rlhf_ray.config.fits import DirectConfig, PretrainConfig, RewardFitConfig, SFTConfig
 from rlhf_ray.config.ppo import EvaluateConfig, PPOConfig, RolloutConfig
 from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
+from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.section import Count, Name, Positive, Probability, Section, apply_overrides, parse_section
 from rlhf_ray.errors import ConfigError
 
@@ -201,11 +202,22 @@ class Config(Section):
     feedback: FeedbackConfig = FeedbackConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     direct: DirectConfig = DirectConfig()
+    rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether anything reads a reward model of the run's own."""
+        return (
+            self.method != "rl"
+            or self.rewards.own_model
+            or self.ppo.critic_from == "reward_model"
+            or self.reward_model.judge
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -272,6 +284,12 @@ class Config(Section):
                 "generator: leave one of the two out"
             )
         self._memory_is_saved_where_it_can_be()
+        for name, service in self.rewards.services().items():
+            if service.patience_s >= self.resources.call_deadline_s:
+                raise ValueError(
+                    f"rewards.sources.{name}.patience_s={service.patience_s:g} has to end before "
+                    f"resources.call_deadline_s={self.resources.call_deadline_s:g}"
+                )
         if self.ppo.kl.target is not None and self.ppo.kl.coef == 0:
             raise ValueError("ppo.kl.coef=0 cannot be adapted to ppo.kl.target: give it a value to start from")
         if self.model.hidden % self.model.heads:

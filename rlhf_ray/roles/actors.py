@@ -8,13 +8,13 @@ from pathlib import Path
 import ray
 
 from rlhf_ray.models.checkpoint import Checkpoint
+from rlhf_ray.rewards.combined import CombinedRewards
 from rlhf_ray.roles.batch import Batch
 from rlhf_ray.roles.generator import Engine, Generator
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.ranks import free_port, join_ranks
-from rlhf_ray.roles.scorer import Scorer, Scoring
 from rlhf_ray.roles.weights import FlatWeights
-from rlhf_ray.types import Rollout, Sampling, Scored
+from rlhf_ray.types import Exchange, Rollout, Sampling, Scored, Scores
 
 
 class _Resident:
@@ -32,11 +32,15 @@ class GeneratorActor(_Resident, Generator):
         super().__init__(make_engine(), name=name, weights_step=weights_step)
 
 
-class ScorerActor(_Resident, Scorer):
-    """A scorer that loads its reward model where it runs."""
+class ScorerActor(_Resident):
+    """Sources of rewards, made where the scorer runs."""
 
-    def __init__(self, load: Callable[[], Scoring], *, name: str) -> None:
-        super().__init__(load(), name=name)
+    def __init__(self, load: Callable[[], CombinedRewards]) -> None:
+        self.rewards = load()
+
+    def score(self, exchanges: Sequence[Exchange]) -> Scores:
+        """See `CombinedRewards.score`."""
+        return self.rewards.score(exchanges)
 
 
 class LearnerActor(_Resident):

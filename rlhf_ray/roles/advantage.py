@@ -45,7 +45,9 @@ class AdvantageEstimator:
         self.ppo = config.ppo
         self.longest = config.rollout.max_tokens
         # a reward model of ours varies by 1, or by less where it knows less: that is not to be undone
-        self.least_std = LEAST_REWARD_STD if config.reward_model.path is None else 1e-8
+        self.least_std = (
+            LEAST_REWARD_STD if config.reward_model.path is None and config.rewards.own_model_alone else 1e-8
+        )
         self.reward_norm = RunningNorm()
         self.value_norm = RunningNorm()
 

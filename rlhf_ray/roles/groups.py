@@ -3,16 +3,20 @@
 Generators, which may come and go, have a group of their own (`generators.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 
+from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.roles.calls import gather
 from rlhf_ray.roles.weights import PushedWeights
-from rlhf_ray.types import Exchange, Rollout, Sampling, Scored
+from rlhf_ray.types import Exchange, Rollout, Sampling, Scored, Scores
+
+T = TypeVar("T")
 
 
 class Group:
@@ -41,16 +45,50 @@ class ScorerGroup(Group):
     """All scorers as one."""
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """A reward for each exchange, in their order."""
-        names = list(self.actors)
-        shares = {name: exchanges[i :: len(names)] for i, name in enumerate(names)}
-        calls = {name: self.actors[name].score.remote(share) for name, share in shares.items() if share}
-        answers = self._gather(calls, f"scoring {len(exchanges)} answers")
-        scores = [0.0] * len(exchanges)
-        for i, name in enumerate(names):
-            if name in answers:
-                scores[i :: len(names)] = answers[name]  # a wrong count raises
-        return scores
+        """A reward for each exchange, in their order; `InfrastructureError` where one has none."""
+        scores = self.ask(exchanges)
+        rewards = [reward for reward in scores.rewards if reward is not None]
+        if len(rewards) < len(exchanges):
+            raise InfrastructureError(
+                f"{len(exchanges) - len(rewards)} of {len(exchanges)} answers have no reward ({trouble([scores])}); "
+                "the same command resumes the run"
+            )
+        return rewards
+
+    def ask(self, exchanges: Sequence[Exchange]) -> Scores:
+        """What each exchange earned, in their order, where its sources had a reward to give."""
+        names = list(self.actors)[: max(1, len(exchanges))]
+        calls = {name: self.actors[name].score.remote(exchanges[i :: len(names)]) for i, name in enumerate(names)}
+        answers: dict[str, Scores] = self._gather(calls, f"scoring {len(exchanges)} answers")
+        parts = [answers[name] for name in names]
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(part.counts)
+        return Scores(
+            _dealt_back([part.rewards for part in parts]),
+            {source: _dealt_back([part.by_source[source] for part in parts]) for source in parts[0].by_source},
+            {source: _dealt_back([part.spreads[source] for part in parts]) for source in parts[0].spreads},
+            dict(counts),
+        )
+
+
+def trouble(batches: Sequence[Scores]) -> str:
+    """Why rewards are missing, in a line."""
+    missing: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for scores in batches:
+        missing.update({name: sum(value is None for value in values) for name, values in scores.by_source.items()})
+        counts.update(scores.counts)
+    told = [f"{name} lacks {n}" for name, n in missing.items() if n]
+    return ", ".join([*told, *(f"{what} {n}" for what, n in sorted(counts.items()))])
+
+
+def _dealt_back(parts: Sequence[Sequence[T]]) -> list[T]:
+    """One list of what was dealt out row by row."""
+    whole: list[T | None] = [None] * sum(map(len, parts))
+    for i, part in enumerate(parts):
+        whole[i :: len(parts)] = part  # a wrong count raises
+    return cast("list[T]", whole)
 
 
 class LearnerGroup(Group):

@@ -23,8 +23,9 @@ import ray
 import torch
 
 from rlhf_ray.config import Config
+from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.rewards.combined import CombinedRewards, make_sources, read_keys
 from rlhf_ray.roles.actors import GeneratorActor, LearnerActor, ScorerActor
 from rlhf_ray.roles.calls import gather, stream
 from rlhf_ray.roles.generator import Engine
@@ -32,7 +33,6 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import Group, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.joining import join
 from rlhf_ray.roles.learner import Learner
-from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.roles.seats import SEATS, RoleName, head_count, needs
 from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
@@ -86,12 +86,22 @@ class Placement:
             )
         )
 
-    def start_scorers(self, model: Path, *, load: Callable[[], Scoring] | None = None) -> ScorerGroup:
-        """`resources.scorers` copies of the reward model of a folder."""
-        load = load or partial(load_reward_model, model)
+    def start_scorers(
+        self,
+        model: Path,
+        rewards: RewardsConfig | None = None,
+        *,
+        load: Callable[[], CombinedRewards] | None = None,
+    ) -> ScorerGroup:
+        """`resources.scorers` actors, each with all sources of `rewards`; by default with the folder's model alone.
+
+        `model` is what `rewards` means by the run's own reward model.
+        """
+        rewards = rewards or RewardsConfig()
+        load = load or partial(make_sources, rewards, model, read_keys(rewards))
         names = [f"scorer-{i}" for i in range(self.config.resources.scorers)]
         remote = ray.remote(ScorerActor).options(**self.options("scorer"))
-        actors = {name: remote.remote(load, name=name) for name in names}
+        actors = {name: remote.remote(load) for name in names}
         return self._add(ScorerGroup(actors, deadline_s=self.config.resources.call_deadline_s))
 
     def start_learner(self, make_learner: Callable[..., Learner]) -> LearnerGroup:

@@ -22,7 +22,7 @@ from rlhf_ray.algo.ranking import bootstrap_mean_ci, distinct_n, expected_calibr
 from rlhf_ray.config import Config
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
-from rlhf_ray.roles.scorer import Scoring
+from rlhf_ray.rewards.model import Scoring
 from rlhf_ray.training.sampling import exchanges_of, requests_for
 from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
 

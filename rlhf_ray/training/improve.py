@@ -71,7 +71,7 @@ def improve(run: Context) -> None:
             demonstrations=demonstrations,
         )
     )
-    scorers = run.placement.start_scorers(folder.reward_model)
+    scorers = run.placement.start_scorers(folder.reward_model, config.rewards)
     judges = run.placement.start_scorers(folder.judge) if config.reward_model.judge and config.evaluate.every else None
     run.placement.wait_ready()
     handoff = WeightsHandoff(

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.algo.evaluation import paired_z
 from rlhf_ray.config import Config
 from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.rewards.model import Scoring
 from rlhf_ray.roles.groups import LearnerGroup
-from rlhf_ray.roles.scorer import Scoring
 from rlhf_ray.training.evaluate import Generating, answers_to
 from rlhf_ray.training.run_folder import BEST, RunFolder
 from rlhf_ray.types import Exchange

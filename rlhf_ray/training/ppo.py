@@ -15,6 +15,7 @@ the same seeds.
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream, distinct
 from rlhf_ray.roles.generators import GeneratorGroup
-from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup
+from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup, trouble
 from rlhf_ray.roles.weights import WeightsHandoff
-from rlhf_ray.training.dynamic import Answers, replace_uniform, spare_prompts
+from rlhf_ray.training.replacing import Answers, Replacing, spare_prompts
 from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored
+from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,58 +65,63 @@ class PPO:
 
     def step(self, step: int) -> Step:
         """One pass around the loop; `step` counts from 0."""
-        roles, clock = self.roles, Clock()
+        roles, record = self.roles, Record()
         prompts = self.prompts.batch(step, self.config.rollout.prompts)
 
-        answers = self._ask(prompts, step, clock)
-        if self.config.rollout.dynamic_sampling:
-            answers, passed_over = self._varied(answers, prompts, step, clock)
-        likeliest = self._likeliest(answers, step, clock) if self.config.ppo.advantage == "remax" else None
-        rewards = answers.rewards
+        answers = self._whole(self._ask(prompts, step, record), step, record)
+        likeliest = self._likeliest(answers, step, record) if self.config.ppo.advantage == "remax" else None
+        rewards = answers.earned
         if self.config.ppo.permute_rewards:
             rewards = permuted(rewards, seed=self.config.seed, step=step)
-        with clock.time("prepare"):
+        with record.time("prepare"):
             prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
-        with clock.time("learn"):
+        with record.time("learn"):
             learned = roles.learner.update()
-        with clock.time("sync"):
+        with record.time("sync"):
             sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
-        metrics = {**prepared, **learned, **sync, **clock.seconds, **describe(answers.rollouts, clock.seconds, step)}
-        if self.config.rollout.dynamic_sampling:
-            metrics["rollout/passed_over"] = float(passed_over)
+        metrics = {**prepared, **learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
         return Step(answers.rollouts, answers.exchanges, metrics)
 
-    def _ask(self, prompts: Sequence[Prompt], step: int, clock: "Clock") -> Answers:
+    def _ask(self, prompts: Sequence[Prompt], step: int, record: "Record") -> Answers:
         """What the policy answers, and what that earns."""
-        with clock.time("rollout"):
+        with record.time("rollout"):
             rollouts = self.roles.generators.generate(self._requests(prompts, step), self.sampling)
-        return self._scored(rollouts, prompts, clock)
+        return self._scored(rollouts, prompts, record)
 
-    def _likeliest(self, answers: Answers, step: int, clock: "Clock") -> Scored:
+    def _whole(self, answers: Answers, step: int, record: "Record") -> Answers:
+        """The answers, with prompts replaced that are without a reward, or that teach nothing."""
+        config = self.config
+
+        def replacing(tries: int) -> Replacing:
+            used = [exchange.prompt for exchange in answers.exchanges]
+            spares = spare_prompts(self.spares, used, step=step, tries=tries, n=config.rollout.prompts)
+            return Replacing(lambda prompts: self._ask(prompts, step, record), spares)
+
+        answers = replacing(config.rewards.replacements).unrewarded(answers, why=lambda: trouble(record.scores))
+        if config.rollout.dynamic_sampling:
+            answers, passed_over = replacing(config.rollout.dynamic_sampling).uniform(answers)
+            record.counts["rollout/passed_over"] = float(passed_over)
+        return answers
+
+    def _likeliest(self, answers: Answers, step: int, record: "Record") -> Scored:
         """ReMax's baseline: for each rollout, the greedy answer to its prompt and what that earns."""
         prompts = distinct(exchange.prompt for exchange in answers.exchanges)
-        with clock.time("rollout"):
+        with record.time("rollout"):
             requests = self._requests(prompts, f"{step}-greedy", samples=1)
             rollouts = self.roles.generators.generate(requests, self.greedy)
-        found = self._scored(rollouts, prompts, clock)
-        rows = {rollout.prompt_id: row for row, rollout in enumerate(found.rollouts)}
-        order = [rows[rollout.prompt_id] for rollout in answers.rollouts]
-        return Scored([found.rollouts[row] for row in order], [found.rewards[row] for row in order])
+        found = self._scored(rollouts, prompts, record)
+        earned = dict(zip((rollout.prompt_id for rollout in found.rollouts), found.earned, strict=True))
+        greedy = {rollout.prompt_id: rollout for rollout in found.rollouts}
+        order = [rollout.prompt_id for rollout in answers.rollouts]
+        return Scored([greedy[prompt] for prompt in order], [earned[prompt] for prompt in order])
 
-    def _varied(self, answers: Answers, prompts: Sequence[Prompt], step: int, clock: "Clock") -> tuple[Answers, int]:
-        """The answers, those that teach nothing replaced; and how many prompts were passed over."""
-        tries, n = self.config.rollout.dynamic_sampling, self.config.rollout.prompts
-        return replace_uniform(
-            answers,
-            ask=lambda spare: self._ask(spare, step, clock),
-            spares=spare_prompts(self.spares, prompts, step=step, tries=tries, n=n),
-        )
-
-    def _scored(self, rollouts: list[Rollout], prompts: Sequence[Prompt], clock: "Clock") -> Answers:
-        with clock.time("score"):
+    def _scored(self, rollouts: list[Rollout], prompts: Sequence[Prompt], record: "Record") -> Answers:
+        with record.time("score"):
             exchanges = exchanges_of(rollouts, prompts, self.tokenizer)
-            return Answers(rollouts, exchanges, self.roles.scorers.score(exchanges))
+            scores = self.roles.scorers.ask(exchanges)
+        record.scores.append(scores)
+        return Answers(rollouts, exchanges, list(scores.rewards))
 
     def _requests(
         self, prompts: Sequence[Prompt], step: int | str, samples: int | None = None
@@ -144,11 +150,15 @@ def describe(rollouts: Sequence[Rollout], seconds: Mapping[str, float], step: in
     }
 
 
-class Clock:
-    """Seconds by phase, as `time/<phase>_s`; a phase may come several times."""
+class Record:
+    """What a step notes on its way."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        """By phase, as `time/<phase>_s`; a phase may come several times."""
+        self.scores: list[Scores] = []
+        """All that scorers had to say."""
+        self.counts: dict[str, float] = {}
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -156,3 +166,26 @@ class Clock:
         start, key = time.monotonic(), f"time/{phase}_s"
         yield
         self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Seconds, counts, and where the rewards came from."""
+        return {**self.seconds, **self.counts, **reward_metrics(self.scores)}
+
+
+def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:
+    """`rewards/` metrics: what is missing; by source its mean, an ensemble's spread, and what went wrong.
+
+    A single source that gave all its rewards says nothing that `objective/scores` does not.
+    """
+    metrics = {"rewards/missing": float(sum(reward is None for part in scores for reward in part.rewards))}
+    for name in scores[0].by_source:
+        given = [value for part in scores for value in part.by_source[name] if value is not None]
+        if given and len(scores[0].by_source) > 1:
+            metrics[f"rewards/{name}/mean"] = statistics.fmean(given)
+    for name in scores[0].spreads:
+        metrics[f"rewards/{name}/spread"] = statistics.fmean(spread for part in scores for spread in part.spreads[name])
+    counts = Counter[str]()
+    for part in scores:
+        counts.update(part.counts)
+    return metrics | {f"rewards/{what}": float(n) for what, n in counts.items()}

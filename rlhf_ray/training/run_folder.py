@@ -16,8 +16,12 @@ import yaml
 from rlhf_ray.config import Config, dump_config, known_keys, load_config
 from rlhf_ray.errors import ConfigError, InputError
 
-MAY_CHANGE = ("ppo.steps", "rollout.min_generators", "checkpoint", "resources", "run", "evaluate")
+MAY_CHANGE = (
+    "ppo.steps", "rollout.min_generators", "checkpoint", "resources", "run", "evaluate", "rewards.replacements",
+)  # fmt: skip
 """Keys that a resumed run may be given anew; everything else would make it another run."""
+HOW_TO_ASK = frozenset({"url", "key_env", "concurrency", "deadline_s", "patience_s", "batch"})
+"""Keys of a source of rewards that say where a service is and how it is asked, not what it is: it may move."""
 
 
 BEST = "best.json"
@@ -105,6 +109,9 @@ def existing_run(path: Path) -> tuple[RunFolder, Config]:
 
 def _refuse_changes(old: Config, new: Config, path: Path) -> None:
     trees = [yaml.safe_load(dump_config(config)) for config in (old, new)]
+    for source in (source for tree in trees for source in tree["rewards"]["sources"].values()):
+        for key in HOW_TO_ASK & source.keys():
+            del source[key]
     keys = list(known_keys(Config))
     changed = [
         key

@@ -21,6 +21,8 @@ from rlhf_ray.models.policy import load_policy, load_tokenizer
 from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
+from rlhf_ray.rewards.combined import read_keys
+from rlhf_ray.rewards.function import load_function
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
@@ -130,7 +132,9 @@ class Run:
             self._drop_fits("pretrain", "sft")
 
     def reward_model(self) -> None:
-        """Collects feedback and trains the reward model from a frozen snapshot of it."""
+        """Collects feedback and trains the reward model from a frozen snapshot of it, where anything reads one."""
+        if not self.config.needs_reward_model:
+            return
         if self.config.method != "rl":
             self._collect_feedback()
         if self.config.reward_model.path is not None:
@@ -276,6 +280,13 @@ def check_models(config: Config) -> None:
         )
     if config.reward_model.path is not None:
         load_reward_model(config.reward_model.path)
+    read_keys(config.rewards)
+    for source in config.rewards.sources.values():
+        if source.kind == "model":
+            for path in source.paths:
+                load_reward_model(path)
+        if source.kind == "function":
+            load_function(source.of)
 
 
 def take_over(config: Config, folder: RunFolder, *, say: Say) -> None:

@@ -30,10 +30,12 @@ POINTS = [
     "rlhf_ray.models.checkpoint _write before 8",
     "rlhf_ray.models.checkpoint fsync after 4",
     # the scorer's
-    "rlhf_ray.roles.scorer Scorer.score before 2",
+    "rlhf_ray.rewards.combined CombinedRewards.score before 2",
     # the driver's
     "rlhf_ray.roles.weights WeightsHandoff._verify before 2",
     "rlhf_ray.training.metrics MetricsLog.write after 2",
+]
+SURVIVED = [
     # the generator's, whose death the run survives by itself
     "rlhf_ray.roles.generator Generator.generate before 2",
     "rlhf_ray.roles.generator Generator.load_weights after 2",
@@ -111,9 +113,9 @@ def run(folder: Path, *settings: str, expected: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def killed(folder: Path, place: str, number: int) -> tuple[int, str]:
-    marker = folder / f"killed-{number}"
-    settings = command(folder, "run.id=killed", *from_base(folder))
+def killed(folder: Path, place: str, name: str = "killed") -> tuple[int, str]:
+    marker = folder / f"died at {place}"
+    settings = command(folder, f"run.id={name}", *from_base(folder))
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "KILL_AT": place, "KILLED": str(marker)}
     done = subprocess.run(settings, capture_output=True, text=True, timeout=600, env=environment)
@@ -131,21 +133,30 @@ def bits(run: Path) -> dict[str, Any]:
     return {**files, "metrics": json.dumps(rows)}
 
 
+def check_same_bits(folder: Path, name: str) -> None:
+    wanted, found = bits(folder / "runs" / "unbroken"), bits(folder / "runs" / name)
+    assert [file for file in wanted if found.get(file) != wanted[file]] == []
+
+
 def test_killed_place_after_place_it_ends_in_the_same_bits(folder: Path) -> None:
-    for number, place in enumerate(POINTS):
-        code, log = killed(folder, place, number)
-        survives = "Generator." in place
-        if not survives:
-            assert code != 0, f"{place}: {log}"
-            if "training.metrics" not in place and "WeightsHandoff" not in place:  # the driver is alive to say so
-                assert code == 5, f"{place}: {log}"
-                assert "the same command resumes" in log, f"{place}: {log}"
-        steps = len(read_metrics(folder / "runs" / "killed"))
-        print(f"{place}: exit {code}, {steps} steps")
-    if not (folder / "runs" / "killed" / "summary.json").exists():
-        run(folder, "run.id=killed", *from_base(folder))
-    wanted, found = bits(folder / "runs" / "unbroken"), bits(folder / "runs" / "killed")
-    assert [name for name in wanted if found.get(name) != wanted[name]] == []
+    for place in POINTS:
+        code, log = killed(folder, place)
+        assert code != 0, f"{place}: {log}"
+        if "training.metrics" not in place and "WeightsHandoff" not in place:  # the driver is alive to say so
+            assert code == 5, f"{place}: {log}"
+            assert "the same command resumes" in log, f"{place}: {log}"
+        print(f"{place}: exit {code}, {len(read_metrics(folder / 'runs' / 'killed'))} steps")
+    run(folder, "run.id=killed", *from_base(folder))
+    check_same_bits(folder, "killed")
+
+
+@pytest.mark.parametrize("place", SURVIVED)
+def test_a_generator_killed_is_replaced_and_the_run_ends_in_the_same_bits(folder: Path, place: str) -> None:
+    name = f"survivor-{SURVIVED.index(place)}"
+    code, log = killed(folder, place, name)
+    assert code == 0, log
+    assert "asked for generator-0.2 instead" in log
+    check_same_bits(folder, name)
 
 
 def test_where_no_checkpoint_verifies_it_exits_3_and_starts_nothing_over(folder: Path) -> None:

@@ -14,7 +14,7 @@ from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.types import Sampling
 from tests.on_ray import remote
-from tests.roles.fakes import EchoEngine, FakeLearner, LengthScorer, make_exchange, make_request
+from tests.roles.fakes import EchoEngine, FakeLearner, length_rewards, make_exchange, make_request
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 def test_roles_start_take_weights_through_the_object_store_and_work(placement: Placement) -> None:
     generators = placement.start_generators(None, make_engine=EchoEngine)
     learner = placement.start_learner(partial(FakeLearner, -2.0, weights_step=1))
-    scorers = placement.start_scorers(None, load=LengthScorer)
+    scorers = placement.start_scorers(None, load=length_rewards)
     placement.wait_ready()
     assert all("pid" in node for group in (generators, learner, scorers) for node in group.nodes.values())
     with pytest.raises(InfrastructureError, match=r"generator-0 .* must not sample"):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_ray.rewards.combined import CombinedRewards, Weighted
+from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.roles.generator import Sampled
 from rlhf_ray.roles.weights import FlatWeights, PushedWeights, flatten
 from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Sampling, Span, WeightsReceipt
@@ -56,6 +58,10 @@ class LengthScorer:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         return [float(len(exchange.response)) for exchange in exchanges]
+
+
+def length_rewards() -> CombinedRewards:
+    return CombinedRewards({"length": Weighted(ModelSource([LengthScorer()]))})
 
 
 class FakeLearner:

@@ -11,9 +11,9 @@ from rlhf_ray.roles.generator import Turn
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import ScorerGroup
 from rlhf_ray.roles.weights import WeightsHandoff
-from rlhf_ray.types import Rollout, Sampling
+from rlhf_ray.types import Exchange, Rollout, Sampling, Scores
 from tests.roles.fake_ray import FakeRay
-from tests.roles.fakes import EchoEngine, FakeLearner, LengthScorer, Recorder, make_exchange, make_request
+from tests.roles.fakes import EchoEngine, FakeLearner, Recorder, make_exchange, make_request
 
 LATE = Rollout("run/9/p9/0", "p9", (1,), (2,), (-1.0,), 0, "stop")
 
@@ -428,14 +428,44 @@ def test_one_that_takes_its_turns_and_ends_nothing_is_dropped_and_its_work_done_
 
 
 class ScorerHandle:
-    """A scorer's handle whose calls are answered on the spot."""
+    """A scorer's handle whose calls are answered on the spot; it has no reward for an empty answer."""
 
     class score:
-        remote = staticmethod(LengthScorer().score)
+        @staticmethod
+        def remote(exchanges: list[Exchange]) -> Scores:
+            rewards = [float(len(exchange.response)) or None for exchange in exchanges]
+            return Scores(rewards, {"length": rewards}, {"length": [0.5] * len(rewards)}, {"length/retries": 1})
+
+
+@pytest.fixture
+def make_scorers() -> Callable[[int], ScorerGroup]:
+    def make(scorers: int) -> ScorerGroup:
+        group = ScorerGroup({f"scorer-{i}": ScorerHandle() for i in range(scorers)}, deadline_s=1)
+        group._gather = lambda answers, _: dict(answers)  # type: ignore[method-assign]
+        return group
+
+    return make
 
 
 @pytest.mark.parametrize("scorers", [1, 2, 3, 9])
-def test_scores_come_in_the_order_of_the_exchanges(scorers: int) -> None:
-    group = ScorerGroup({f"scorer-{i}": ScorerHandle() for i in range(scorers)}, deadline_s=1)
-    group._gather = lambda answers, _: dict(answers)  # type: ignore[method-assign]
-    assert group.score([make_exchange("a" * n) for n in (5, 3, 9, 1, 4)]) == [5.0, 3.0, 9.0, 1.0, 4.0]
+def test_scores_come_in_the_order_of_the_exchanges(scorers: int, make_scorers: Any) -> None:
+    exchanges = [make_exchange("a" * n) for n in (5, 3, 9, 1, 4)]
+    group = make_scorers(scorers)
+    assert group.score(exchanges) == [5.0, 3.0, 9.0, 1.0, 4.0]
+    asked = group.ask(exchanges)
+    assert asked.by_source == {"length": asked.rewards}
+    assert len(asked.spreads["length"]) == 5
+    assert asked.counts == {"length/retries": min(scorers, 5)}
+
+
+def test_nothing_to_score_gives_nothing(make_scorers: Any) -> None:
+    assert make_scorers(2).score([]) == []
+
+
+def test_where_a_reward_is_missing_whoever_needs_all_is_told_which_source_lacks_it(make_scorers: Any) -> None:
+    exchanges = [make_exchange(text) for text in ("aa", "", "a")]
+    assert make_scorers(2).ask(exchanges).rewards == [2.0, None, 1.0]
+    with pytest.raises(
+        InfrastructureError, match=r"1 of 3 answers have no reward \(length lacks 1, length/retries 2\)"
+    ):
+        make_scorers(2).score(exchanges)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.models.checkpoint import Checkpoint
-from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling, Scored
+from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling, Scored, Scores
 
 
 class Tokenizer:
@@ -52,6 +52,10 @@ class Roles:
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         self.events.append("score")
         return [float(ord(exchange.response[0])) for exchange in exchanges]
+
+    def ask(self, exchanges: Sequence[Exchange]) -> Scores:
+        rewards = self.score(exchanges)
+        return Scores(rewards, {"reward_model": rewards}, {}, {})
 
     def prepare(self, sampled: Scored, greedy: Scored | None = None) -> dict[str, float]:
         self.events.append("prepare")

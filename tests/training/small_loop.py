@@ -28,6 +28,7 @@ from rlhf_ray.types import (
     Rollout,
     Sampling,
     Scored,
+    Scores,
     Span,
     WeightsReceipt,
 )
@@ -109,6 +110,10 @@ class Letters:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         return [self.score_one(exchange) for exchange in exchanges]
+
+    def ask(self, exchanges: Sequence[Exchange]) -> Scores:
+        rewards = self.score(exchanges)
+        return Scores(rewards, {"letters": rewards}, {}, {})
 
     def score_one(self, exchange: Exchange) -> float:
         return exchange.response.count("e") - 0.1 * len(exchange.response)

@@ -30,6 +30,14 @@ def test_more_steps_are_a_resumption_and_not_another_run(tmp_path: Path) -> None
     RunFolder.open(config(tmp_path, "ppo.steps=999", "checkpoint.every=3")).close()
 
 
+def test_a_service_of_rewards_may_move_and_may_not_become_another(tmp_path: Path) -> None:
+    source = "rewards.sources.judge={{kind: judge, url: '{url}', model: {model}}}"
+    RunFolder.open(config(tmp_path, source.format(url="http://a/v1", model="m"))).close()
+    RunFolder.open(config(tmp_path, source.format(url="http://b:81/v1", model="m"))).close()
+    with pytest.raises(ConfigError, match=r"rewards\.sources"):
+        RunFolder.open(config(tmp_path, source.format(url="http://a/v1", model="other")))
+
+
 def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
     first = RunFolder.open(config(tmp_path))
     with pytest.raises(ConfigError, match="being written by process"):

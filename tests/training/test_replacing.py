@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from rlhf_ray.data.prompts import PromptStream
-from rlhf_ray.training.dynamic import Answers, joined, replace_uniform, spare_prompts
+from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.training.replacing import Answers, Replacing, joined, spare_prompts
 from rlhf_ray.types import Exchange, Prompt, Rollout
 from tests.training.fakes import make_prompts
 
@@ -27,9 +30,7 @@ def test_prompts_that_teach_nothing_are_replaced_until_the_step_is_full() -> Non
         asked.append([prompt.id for prompt in some])
         return answers(some)
 
-    found, passed_over = replace_uniform(
-        answers(prompts[:4]), ask=ask, spares=[prompts[6:8], prompts[8:10], prompts[10:]]
-    )
+    found, passed_over = Replacing(ask, [prompts[6:8], prompts[8:10], prompts[10:]]).uniform(answers(prompts[:4]))
     assert ids(found) == ["p1", "p2", "p7", "p8"]
     assert asked == [["p6", "p7"], ["p8"]]  # no more than is missing, and none once nothing is
     assert passed_over == 3
@@ -37,7 +38,7 @@ def test_prompts_that_teach_nothing_are_replaced_until_the_step_is_full() -> Non
 
 def test_what_is_still_missing_is_filled_with_what_was_passed_over_first() -> None:
     prompts = make_prompts(12)
-    found, passed_over = replace_uniform(answers(prompts[:4]), ask=answers, spares=[[prompts[6], prompts[9]]])
+    found, passed_over = Replacing(answers, [[prompts[6], prompts[9]]]).uniform(answers(prompts[:4]))
     assert ids(found) == ["p1", "p2", "p0", "p3"]
     assert passed_over == 2
 
@@ -50,7 +51,7 @@ def test_a_try_that_drew_nothing_new_is_passed_by() -> None:
         asked.append(len(some))
         return answers(some)
 
-    found, _ = replace_uniform(answers(prompts[:4]), ask=ask, spares=[[], prompts[7:9]])
+    found, _ = Replacing(ask, [[], prompts[7:9]]).uniform(answers(prompts[:4]))
     assert ids(found) == ["p1", "p2", "p7", "p8"]
     assert asked == [2]
 
@@ -76,3 +77,41 @@ def test_spares_are_new_to_the_step_and_the_same_for_the_same_step() -> None:
     flat = [name for some in found for name in some]
     assert len(flat) == len(set(flat))
     assert not set(flat) & {prompt.id for prompt in used}
+
+
+def lacking(prompts: Sequence[Prompt]) -> Answers:
+    """The second answer to every third prompt has no reward."""
+    whole = answers(prompts)
+    rewards = [
+        None if i % 2 and int(r.prompt_id[1:]) % 3 == 0 else x
+        for i, (r, x) in enumerate(zip(whole.rollouts, whole.rewards, strict=True))
+    ]
+    return Answers(whole.rollouts, whole.exchanges, rewards)
+
+
+def test_a_prompt_without_all_its_rewards_is_replaced_by_one_with_them() -> None:
+    prompts = make_prompts(12)
+    found = Replacing(lacking, [prompts[6:8], prompts[8:10]]).unrewarded(lacking(prompts[:4]), why=str)
+    assert ids(found) == ["p1", "p2", "p7", "p8"]
+    assert None not in found.rewards
+
+
+def test_a_step_that_cannot_be_filled_with_rewards_fails_and_says_why() -> None:
+    prompts = make_prompts(12)
+    replacing = Replacing(lacking, [[prompts[6]], [prompts[9]]])
+    with pytest.raises(
+        InfrastructureError, match=r"4 prompts and only 2 have all their rewards, 4 have not \(judge/timeouts 3\)"
+    ):
+        replacing.unrewarded(lacking(prompts[:4]), why=lambda: "judge/timeouts 3")
+
+
+def test_where_nothing_is_missing_nothing_is_asked() -> None:
+    first = answers(make_prompts(4))
+    assert Replacing(lambda _: pytest.fail("asked"), []).unrewarded(first, why=str) is first
+
+
+def test_in_dynamic_sampling_a_prompt_without_a_reward_fills_nothing_up() -> None:
+    prompts = make_prompts(12)
+    found, passed_over = Replacing(lacking, [[prompts[6]]]).uniform(answers(prompts[:4]))
+    assert ids(found) == ["p1", "p2", "p0", "p3"]
+    assert passed_over == 1
