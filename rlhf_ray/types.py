@@ -43,6 +43,8 @@ class Exchange:
 
     prompt: Prompt
     response: str
+    reward: float | None = None
+    """What an environment gave the whole dialogue; None where there is none, or it leaves that to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,27 @@ class Span(NamedTuple):
     weights_step: int
 
 
+class Inserted(NamedTuple):
+    """Tokens between two of the policy's own, which it read and did not choose: what an environment said."""
+
+    before: int
+    """Index, among the policy's own tokens, of the one that they stand before."""
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prompt with one sampled response, and how it came to be."""
+    """A prompt with one sampled response, and how it came to be.
+
+    Of a dialogue of several turns the response is all that the policy said, and `inserted` what it heard in between.
+    """
 
     id: str
     prompt_id: str
     prompt_ids: tuple[int, ...]
     """(P)"""
     response_ids: tuple[int, ...]
-    """(T); the end token is its last where `finish_reason` is "stop"."""
+    """(T) the policy's own tokens; the end token is its last where `finish_reason` is "stop"."""
     logprobs: tuple[float, ...]
     """(T) behaviour log-probs: of the distribution sampled from, after temperature and top-p."""
     weights_step: int
@@ -95,6 +108,8 @@ class Rollout:
     finish_reason: FinishReason
     swaps: tuple[Span, ...] = ()
     """Where newer weights took over; empty where one step sampled it all."""
+
+    inserted: tuple[Inserted, ...] = ()
 
     @property
     def last_step(self) -> int:

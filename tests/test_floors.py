@@ -16,6 +16,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "config": 0,
+    "plugins": 1,
     "algo": 1,
     "sqlite": 1,
     "models": 2,

@@ -32,6 +32,10 @@ class RolloutConfig(Section):
     all of them, and then each rollout has its fixed engine."""
     tolerance: Positive = 1e-4
     """Nats by which an engine's log-prob may differ from the learner's for the same weights; float32 holds 1e-4."""
+    environment: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """What the policy talks to, for dialogues of several turns: `package.module:make`, called with prompt and seed."""
+    turns: Count = 1
+    """Answers of the policy in one dialogue, at most; `max_tokens` is for each."""
     max_staleness: Literal[0] = 0
     """Weights steps that a rollout may lag behind the learner."""
 

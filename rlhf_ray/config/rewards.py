@@ -46,6 +46,13 @@ class FunctionReward(_Source):
     """`package.module:function`, importable where the scorers run. It returns a number for each completion, or None."""
 
 
+class EnvironmentReward(_Source):
+    """What `rollout.environment` gives a whole dialogue."""
+
+    kind: Literal["environment"]
+    """A dialogue for which it gives None has no reward."""
+
+
 class _Service(_Source):
     """Anything that is asked over HTTP."""
 
@@ -110,7 +117,9 @@ class RemoteReward(_Service):
     """Answers in one request, at most."""
 
 
-Source = Annotated[ModelReward | FunctionReward | JudgeReward | RemoteReward, Field(discriminator="kind")]
+Source = Annotated[
+    ModelReward | FunctionReward | EnvironmentReward | JudgeReward | RemoteReward, Field(discriminator="kind")
+]
 
 
 def _own_model() -> dict[str, Source]:

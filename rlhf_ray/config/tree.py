@@ -284,6 +284,13 @@ class Config(Section):
                 "generator: leave one of the two out"
             )
         self._memory_is_saved_where_it_can_be()
+        rewarding = any(source.kind == "environment" for source in self.rewards.sources.values())
+        if rewarding and self.rollout.environment is None:
+            raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
+        if self.rollout.turns > 1 and self.rollout.environment is None:
+            raise ValueError(f"rollout.turns={self.rollout.turns} need somebody to talk to: set rollout.environment")
+        if self.rollout.environment is not None and self.ppo.advantage == "remax":
+            raise ValueError("ppo.advantage=remax compares with one greedy answer: leave rollout.environment out")
         for name, service in self.rewards.services().items():
             if service.patience_s >= self.resources.call_deadline_s:
                 raise ValueError(

@@ -1,6 +1,6 @@
 """The policy: a causal language model with its tokenizer and chat template, new or from a folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,31 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: i
             f"prompt {prompt.id} takes {len(ids)} tokens, which with {room} for an answer exceed the policy's context "
             f"of {tokenizer.model_max_length}; shorten the prompt or raise model.context"
         )
+    return ids
+
+
+def encode_reply(
+    tokenizer: PreTrainedTokenizerBase, dialogue: Sequence[Message], reply: Sequence[Message]
+) -> list[int]:
+    """What stands between the end token of the dialogue's last turn, an answer, and where the next answer begins.
+
+    `ModelError` where the chat template writes earlier turns otherwise once more follow: then a dialogue's tokens
+    cannot grow.
+    """
+
+    def rendered(messages: Sequence[Message], *, ask: bool) -> str:
+        turns = [{"role": turn.role, "content": without_specials(tokenizer, turn.content)} for turn in messages]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
+        return text
+
+    before, after = rendered(dialogue, ask=False), rendered([*dialogue, *reply], ask=True)
+    end = before.rfind(tokenizer.eos_token) + len(tokenizer.eos_token)
+    if end < len(tokenizer.eos_token) or not after.startswith(before[:end]):
+        raise ModelError(
+            "this policy's chat template does not end an answer with its end token, or rewrites earlier turns; "
+            "dialogues of several turns need one that only appends"
+        )
+    ids: list[int] = tokenizer(after[end:], add_special_tokens=False)["input_ids"]
     return ids
 
 

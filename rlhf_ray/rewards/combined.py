@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_ray.config.rewards import FunctionReward, JudgeReward, ModelReward, RewardsConfig
+from rlhf_ray.config.rewards import EnvironmentReward, FunctionReward, JudgeReward, ModelReward, RewardsConfig
 from rlhf_ray.config.rewards import Source as SourceConfig
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.rewards.environment import EnvironmentSource
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.rewards.judge import JudgeSource
 from rlhf_ray.rewards.model import ModelSource
@@ -86,6 +87,8 @@ def _make(config: SourceConfig, own_model: Path, key: str | None) -> Source:
     if isinstance(config, ModelReward):
         members = [load_reward_model(path) for path in config.paths or (own_model,)]
         return ModelSource(members, uncertainty=config.uncertainty)
+    if isinstance(config, EnvironmentReward):
+        return EnvironmentSource()
     if isinstance(config, FunctionReward):
         return load_function(config.of)
     url = f"{config.url}/chat/completions" if isinstance(config, JudgeReward) else config.url

@@ -1,13 +1,13 @@
 """A Python function of the user's as a source of rewards."""
 
 import asyncio
-import importlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlhf_ray.errors import ConfigError, InputError
+from rlhf_ray.errors import InputError
+from rlhf_ray.plugins import load_plugin
 from rlhf_ray.rewards.source import Given, as_reward
 from rlhf_ray.types import Exchange
 
@@ -41,18 +41,7 @@ class FunctionSource:
 
 def load_function(of: str) -> FunctionSource:
     """`package.module:function`; `ConfigError` where there is none."""
-    module_name, _, name = of.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"the reward function {of} cannot be imported where the scorers run ({error}): "
-            "install its package there, or set PYTHONPATH to its folder"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{module_name} has no function {name}: correct the reward function {of}")
-    return FunctionSource(function)
+    return FunctionSource(load_plugin(of, key="rewards.sources"))
 
 
 def _plain(value: Any) -> Any:

@@ -43,7 +43,7 @@ class AdvantageEstimator:
 
     def __init__(self, config: Config) -> None:
         self.ppo = config.ppo
-        self.longest = config.rollout.max_tokens
+        self.longest = config.rollout.max_tokens * config.rollout.turns
         # a reward model of ours varies by 1, or by less where it knows less: that is not to be undone
         self.least_std = (
             LEAST_REWARD_STD if config.reward_model.path is None and config.rewards.own_model_alone else 1e-8

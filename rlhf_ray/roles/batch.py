@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algo.batching import pad
-from rlhf_ray.types import Rollout
+from rlhf_ray.types import Inserted, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Tokens:
     """(B, P+T) prompt, response, padding."""
     attention: Tensor
     """(B, P+T) 1 on prompt and response."""
-    prompt_lengths: Tensor
-    """(B)"""
+    positions: Tensor
+    """(B, T) where in `ids` each of the response's tokens stands."""
     response_ids: Tensor
-    """(B, T)"""
+    """(B, T) the policy's own tokens: what an environment said in between is in `ids` alone."""
     mask: Tensor
     """(B, T) true on response tokens."""
 
@@ -39,6 +39,7 @@ class Tokens:
             picked,
             ids=picked.ids[:, :width],
             attention=picked.attention[:, :width],
+            positions=picked.positions[:, :response_width],
             response_ids=picked.response_ids[:, :response_width],
             mask=picked.mask[:, :response_width],
         )
@@ -50,10 +51,10 @@ class Tokens:
     def predictions(self, outputs: Tensor) -> Tensor:
         """What the model said where it predicted each response token: (B, P+T, ...) to (N, ...), in the mask's order.
 
-        Response token t of a row stands at position `prompt_length + t` and is predicted one position before.
+        A token is predicted one position before the one at which it stands.
         """
-        rows, columns = self.mask.nonzero(as_tuple=True)
-        return outputs[rows, self.prompt_lengths[rows] - 1 + columns]
+        rows, _ = self.mask.nonzero(as_tuple=True)
+        return outputs[rows, self.positions[self.mask] - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +89,35 @@ class Batch:
 
 def collate(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, pad_id: int) -> Tokens:
     """(prompt ids, response ids) pairs as one padded batch."""
-    prompts, responses = [list(prompt) for prompt, _ in sequences], [list(response) for _, response in sequences]
-    joined = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    return _collate([(prompt, response, ()) for prompt, response in sequences], pad_id=pad_id)
+
+
+def collate_rollouts(rollouts: Sequence[Rollout], *, pad_id: int) -> Tokens:
+    """A step's rollouts as one padded batch."""
+    return _collate(
+        [(rollout.prompt_ids, rollout.response_ids, rollout.inserted) for rollout in rollouts], pad_id=pad_id
+    )
+
+
+def _collate(sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[Inserted]]], *, pad_id: int) -> Tokens:
+    joined, positions = zip(*(_woven(*sequence) for sequence in sequences), strict=True)
+    responses = [list(response) for _, response, _ in sequences]
     return Tokens(
         ids=pad(joined, value=pad_id, dtype=torch.long),
         attention=pad([[1] * len(row) for row in joined], value=0, dtype=torch.long),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        positions=pad(positions, value=1, dtype=torch.long),
         response_ids=pad(responses, value=pad_id, dtype=torch.long),
         mask=pad([[True] * len(row) for row in responses], value=False, dtype=torch.bool),
     )
 
 
-def collate_rollouts(rollouts: Sequence[Rollout], *, pad_id: int) -> Tokens:
-    """A step's rollouts as one padded batch."""
-    return collate([(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts], pad_id=pad_id)
+def _woven(prompt: Sequence[int], response: Sequence[int], inserted: Sequence[Inserted]) -> tuple[list[int], list[int]]:
+    """The whole sequence, and where the response's tokens stand in it."""
+    ids, done = list(prompt), 0
+    positions: list[int] = []
+    for before, heard in (*inserted, Inserted(len(response), ())):
+        positions += range(len(ids), len(ids) + before - done)
+        ids += response[done:before]
+        ids += heard
+        done = before
+    return ids, positions

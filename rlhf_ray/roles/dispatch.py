@@ -37,7 +37,9 @@ class Dispatch:
         """Rollouts by the generator that gave them."""
         self._queues: list[deque[GenerationRequest]] = [deque() for _ in range(slots if fixed else 1)]
         self._slots: dict[str, int] = {}
-        self._asked: set[str] = set()
+        self._homes: dict[str, int] = {}
+        """By rollout, which queue it is in: a dialogue's later turns go where its first one went."""
+        self._open: set[str] = set()
         self._tries: Counter[str] = Counter()
         self._window = WAVE if fixed else 1
 
@@ -47,11 +49,12 @@ class Dispatch:
         return not any(self._queues) and not any(self.given.values())
 
     def ask(self, requests: Sequence[GenerationRequest]) -> None:
-        """Queues requests."""
+        """Queues requests; a rollout that was given may be asked for again, as the next turn of a dialogue."""
         for request in requests:
-            assert request.rollout_id not in self._asked, f"two requests for {request.rollout_id}"
-            self._queues[len(self._asked) % len(self._queues)].append(request)
-            self._asked.add(request.rollout_id)
+            id = request.rollout_id
+            assert id not in self._open, f"two requests for {id}"
+            self._open.add(id)
+            self._queues[self._homes.setdefault(id, len(self._homes) % len(self._queues))].append(request)
         if not self.fixed:
             unanswered = sum(map(len, self._queues)) + sum(map(len, self.given.values()))
             self._window = min(WAVE, max(self._window, -(-unanswered // (SHARES * self.slots))))
@@ -76,6 +79,7 @@ class Dispatch:
         for rollout in turn.rollouts:
             if given.pop(rollout.id, None) is None:
                 raise InfrastructureError(f"{name} gave {rollout.id}, which it was not asked for, or gave it twice")
+            self._open.discard(rollout.id)
             if weights_step is not None:
                 self._check_weights(name, rollout, weights_step)
         if len(given) != turn.under_way:

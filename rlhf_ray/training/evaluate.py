@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,8 @@ from rlhf_ray.config import Config
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.rewards.model import Scoring
-from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
+from rlhf_ray.training.sampling import Generating, answers_to, gold_of
+from rlhf_ray.types import Prompt, Rollout
 
 Item = TypeVar("Item")
 
@@ -68,13 +68,6 @@ class Evaluation:
         return {name: value for name, value in asdict(replace(self, rollouts=())).items() if name != "rollouts"}
 
 
-class Generating(Protocol):
-    """`groups.GeneratorGroup`."""
-
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        """One rollout a request, in their order."""
-
-
 def evaluate(
     recipe: Recipe,
     generators: Generating,
@@ -87,11 +80,10 @@ def evaluate(
 ) -> Evaluation:
     """Samples, scores and measures the policy that the generators hold."""
     rollouts, exchanges = answers_to(
-        recipe.held_out_prompts, generators, tokenizer=tokenizer, config=config, samples=samples, name=name
+        recipe.held_out_prompts, generators, tokenizer=tokenizer, config=config, samples=samples, step=name
     )
     scores = scorers.score(exchanges)
-    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in exchanges]
-    known = [value for value in gold if value is not None]
+    known = gold_of(recipe, exchanges, config)
     return Evaluation(
         answers=_rows([exchange.response for exchange in exchanges], samples),
         scores=_rows(scores, samples),
@@ -99,24 +91,6 @@ def evaluate(
         finished=statistics.fmean(rollout.finish_reason == "stop" for rollout in rollouts),
         rollouts=rollouts,
     )
-
-
-def answers_to(
-    prompts: Sequence[Prompt],
-    generators: Generating,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Config,
-    samples: int,
-    name: str,
-) -> tuple[list[Rollout], list[Exchange]]:
-    """`samples` answers to each prompt; the draws follow from the run, `name`, prompt and sample."""
-    sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
-    requests = requests_for(
-        prompts, tokenizer, run_id=str(config.run.id), step=name, samples=samples, room=sampling.max_tokens
-    )
-    rollouts = generators.generate(requests, sampling)
-    return rollouts, exchanges_of(rollouts, prompts, tokenizer)
 
 
 def compare(before: Evaluation, after: Evaluation, *, seed: int, logit_scale: float | None = None) -> dict[str, Any]:

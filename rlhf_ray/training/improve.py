@@ -25,6 +25,7 @@ from rlhf_ray.training.loop import Say, resume, train
 from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.ppo import PPO, Roles, Step
 from rlhf_ray.training.run_folder import BEST, RunFolder
+from rlhf_ray.training.sampling import gold_of
 from rlhf_ray.training.stopping import Stopping
 
 BEFORE = "evaluation_before.json"
@@ -130,7 +131,7 @@ def _reinforce(run: Context, ppo: PPO, judges: ScorerGroup | None) -> None:
     )
 
     def measure(done: int, step: Step) -> dict[str, float]:
-        return {**_gold(run.recipe, step), **held_out.look(done)}
+        return {**_gold(run.recipe, step, config), **held_out.look(done)}
 
     start = resume(ppo, folder=folder, say=run.say)
     held_out.resume(start)
@@ -194,7 +195,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gold(recipe: Recipe, step: Step) -> dict[str, float]:
-    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in step.exchanges]
-    known = [value for value in gold if value is not None]
+def _gold(recipe: Recipe, step: Step, config: Config) -> dict[str, float]:
+    known = gold_of(recipe, step.exchanges, config)
     return {"gold/mean": statistics.fmean(known)} if known else {}

@@ -17,8 +17,8 @@ from rlhf_ray.config import Config
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.rewards.model import Scoring
 from rlhf_ray.roles.groups import LearnerGroup
-from rlhf_ray.training.evaluate import Generating, answers_to
 from rlhf_ray.training.run_folder import BEST, RunFolder
+from rlhf_ray.training.sampling import Generating, answers_to, gold_of
 from rlhf_ray.types import Exchange
 
 SURE = 2.0
@@ -77,7 +77,7 @@ class HeldOut:
             tokenizer=self.tokenizer,
             config=self.config,
             samples=1,
-            name="look",  # the same draws at each look, so that two of them compare
+            step="look",  # the same draws at each look, so that two of them compare
         )[1]
         rewards = self.scorers.score(exchanges)
         judged = self.judges.score(exchanges) if self.judges else rewards
@@ -102,7 +102,7 @@ class HeldOut:
         self.folder.write_json(BEST, {**asdict(look), "by": by})
 
     def _gold(self, exchanges: Sequence[Exchange]) -> dict[str, float]:
-        known = [gold for item in exchanges if (gold := self.recipe.gold(item.prompt, item.response)) is not None]
+        known = gold_of(self.recipe, exchanges, self.config)
         return {"held_out/gold": statistics.fmean(known)} if known else {}
 
 

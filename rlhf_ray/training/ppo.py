@@ -28,8 +28,8 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup, trouble
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.replacing import Answers, Replacing, spare_prompts
-from rlhf_ray.training.sampling import exchanges_of, requests_for
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored, Scores
+from rlhf_ray.training.sampling import answers_to
+from rlhf_ray.types import Exchange, Prompt, Rollout, Sampling, Scored, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,7 @@ class PPO:
     ) -> None:
         self.roles, self.prompts, self.tokenizer, self.config = roles, prompts, tokenizer, config
         self.spares = prompts.in_another_order()
-        rollout = config.rollout
-        self.sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
-        self.greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=rollout.max_tokens)
+        self.greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=config.rollout.max_tokens)
 
     def step(self, step: int) -> Step:
         """One pass around the loop; `step` counts from 0."""
@@ -83,11 +81,26 @@ class PPO:
         metrics = {**prepared, **learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
         return Step(answers.rollouts, answers.exchanges, metrics)
 
-    def _ask(self, prompts: Sequence[Prompt], step: int, record: "Record") -> Answers:
-        """What the policy answers, and what that earns."""
+    def _ask(
+        self, prompts: Sequence[Prompt], step: int | str, record: "Record", *, sampling: Sampling | None = None
+    ) -> Answers:
+        """What the policy answers, once where it is told how to sample, and what that earns."""
+        config = self.config
+        samples = config.rollout.samples if sampling is None else 1
         with record.time("rollout"):
-            rollouts = self.roles.generators.generate(self._requests(prompts, step), self.sampling)
-        return self._scored(rollouts, prompts, record)
+            rollouts, exchanges = answers_to(
+                prompts,
+                self.roles.generators,
+                tokenizer=self.tokenizer,
+                config=config,
+                samples=samples,
+                step=step,
+                sampling=sampling,
+            )
+        with record.time("score"):
+            scores = self.roles.scorers.ask(exchanges)
+        record.scores.append(scores)
+        return Answers(rollouts, exchanges, list(scores.rewards))
 
     def _whole(self, answers: Answers, step: int, record: "Record") -> Answers:
         """The answers, with prompts replaced that are without a reward, or that teach nothing."""
@@ -107,28 +120,11 @@ class PPO:
     def _likeliest(self, answers: Answers, step: int, record: "Record") -> Scored:
         """ReMax's baseline: for each rollout, the greedy answer to its prompt and what that earns."""
         prompts = distinct(exchange.prompt for exchange in answers.exchanges)
-        with record.time("rollout"):
-            requests = self._requests(prompts, f"{step}-greedy", samples=1)
-            rollouts = self.roles.generators.generate(requests, self.greedy)
-        found = self._scored(rollouts, prompts, record)
+        found = self._ask(prompts, f"{step}-greedy", record, sampling=self.greedy)
         earned = dict(zip((rollout.prompt_id for rollout in found.rollouts), found.earned, strict=True))
         greedy = {rollout.prompt_id: rollout for rollout in found.rollouts}
         order = [rollout.prompt_id for rollout in answers.rollouts]
         return Scored([greedy[prompt] for prompt in order], [earned[prompt] for prompt in order])
-
-    def _scored(self, rollouts: list[Rollout], prompts: Sequence[Prompt], record: "Record") -> Answers:
-        with record.time("score"):
-            exchanges = exchanges_of(rollouts, prompts, self.tokenizer)
-            scores = self.roles.scorers.ask(exchanges)
-        record.scores.append(scores)
-        return Answers(rollouts, exchanges, list(scores.rewards))
-
-    def _requests(
-        self, prompts: Sequence[Prompt], step: int | str, samples: int | None = None
-    ) -> list[GenerationRequest]:
-        rollout, run_id = self.config.rollout, str(self.config.run.id)
-        samples = rollout.samples if samples is None else samples
-        return requests_for(prompts, self.tokenizer, run_id=run_id, step=step, samples=samples, room=rollout.max_tokens)
 
 
 def permuted(rewards: Sequence[float], *, seed: int, step: int) -> list[float]:

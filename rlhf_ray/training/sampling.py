@@ -1,12 +1,103 @@
 """From prompts to rollouts and back to text: what PPO, the evaluation and the collection of feedback share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import count
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import rollout_seed
 from rlhf_ray.models.policy import decode_response, encode_prompt
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.roles.environment import Episode, MakeEnvironment, load_environment
+from rlhf_ray.roles.generators import Session
+from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
+
+
+class Generating(Protocol):
+    """`generators.GeneratorGroup`."""
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+        """One rollout a request, in their order."""
+
+    def session(self, sampling: Sampling) -> AbstractContextManager[Session]:
+        """For requests that follow from answers."""
+
+
+def answers_to(
+    prompts: Sequence[Prompt],
+    generators: Generating,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    samples: int,
+    step: int | str,
+    sampling: Sampling | None = None,
+) -> tuple[list[Rollout], list[Exchange]]:
+    """`samples` answers to each prompt, or dialogues from it, as tokens and as text; those of one prompt together.
+
+    The draws follow from run, step, prompt and sample; `step` is the learner's, or a word for what is sampled outside
+    the loop.
+    """
+    sampling = sampling or Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
+    run_id = str(config.run.id)
+    if config.rollout.environment is not None:
+        return _dialogues(
+            prompts,
+            load_environment(config.rollout.environment),
+            generators,
+            tokenizer=tokenizer,
+            sampling=sampling,
+            turns=config.rollout.turns,
+            identity=(run_id, step),
+            samples=samples,
+        )
+    requests = requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=sampling.max_tokens)
+    rollouts = generators.generate(requests, sampling)
+    return rollouts, exchanges_of(rollouts, prompts, tokenizer)
+
+
+def _dialogues(
+    prompts: Sequence[Prompt],
+    make: MakeEnvironment,
+    generators: Generating,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    turns: int,
+    identity: tuple[str, int | str],
+    samples: int,
+) -> tuple[list[Rollout], list[Exchange]]:
+    """Each goes on by itself: an answer's next turn is asked for as soon as the answer is there."""
+    run_id, step = identity
+    episodes: dict[str, Episode] = {}
+    seeds: dict[str, Iterator[int]] = {}
+
+    def drawn(prompt: Prompt, sample: int) -> Iterator[int]:
+        return (rollout_seed(run_id, f"{step}.{turn}" if turn else step, prompt.id, sample) for turn in count())
+
+    for prompt in prompts:
+        for sample in range(samples):
+            id = f"{run_id}/{step}/{prompt.id}/{sample}"
+            environment = make(prompt, rollout_seed(run_id, f"{step}-environment", prompt.id, sample))
+            episodes[id] = Episode(id, prompt, environment, tokenizer, turns=turns, room=sampling.max_tokens)
+            seeds[id] = drawn(prompt, sample)
+    with generators.session(sampling) as session:
+        session.ask([episode.request(next(seeds[id])) for id, episode in episodes.items()])
+        while ended := session.take():
+            going_on = [answer.id for answer in ended if episodes[answer.id].answered(answer)]
+            session.ask([episodes[id].request(next(seeds[id])) for id in going_on])
+    return [e.rollout() for e in episodes.values()], [e.exchange() for e in episodes.values()]
+
+
+def gold_of(recipe: Recipe, exchanges: Sequence[Exchange], config: Config) -> list[float]:
+    """Each exchange's gold score, where the recipe knows one; it knows none of dialogues with an environment."""
+    if config.rollout.environment is not None:
+        return []
+    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in exchanges]
+    return [value for value in gold if value is not None]
 
 
 def requests_for(

@@ -23,6 +23,7 @@ from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.rewards.combined import read_keys
 from rlhf_ray.rewards.function import load_function
+from rlhf_ray.roles.environment import load_environment
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
@@ -280,6 +281,8 @@ def check_models(config: Config) -> None:
         )
     if config.reward_model.path is not None:
         load_reward_model(config.reward_model.path)
+    if config.rollout.environment is not None:
+        load_environment(config.rollout.environment)
     read_keys(config.rewards)
     for source in config.rewards.sources.values():
         if source.kind == "model":

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ImportString, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
@@ -21,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import fsync
+from rlhf_ray.plugins import load_plugin
 
 BEST, STATE = "best.safetensors", "fit.json"
 
@@ -75,11 +75,7 @@ def callbacks(names: tuple[str, ...]) -> list[TrainerCallback]:
     """One of each class; `ConfigError` for a path at which there is no `TrainerCallback`."""
     made = []
     for name in names:
-        try:
-            found = TypeAdapter(ImportString[Any]).validate_python(name)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ConfigError(f"callbacks: cannot import {name}: {reason}; it must be on PYTHONPATH") from None
+        found = load_plugin(name, key="callbacks")
         if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
             raise ConfigError(f"callbacks: {name} is no class of transformers.TrainerCallback")
         made.append(found())

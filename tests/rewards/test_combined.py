@@ -127,8 +127,8 @@ def test_what_a_function_raises_is_the_runs_error() -> None:
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        ("no.such.module:f", "cannot be imported where the scorers run"),
-        (f"{__name__}:nothing", "has no function nothing"),
+        ("no.such.module:f", "cannot import no.such.module:f"),
+        (f"{__name__}:nothing", "cannot import .*nothing"),
     ],
 )
 def test_a_function_that_is_not_there_is_the_users_mistake(of: str, said: str) -> None:
