@@ -99,12 +99,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     (folder / "sitecustomize.py").write_text(KILLER)
     run(folder, "run.id=base", "ppo.steps=1")
-    run(folder, "run.id=unbroken", *from_base(folder))
+    run(folder, *from_base(folder, "unbroken"))
     return folder
 
 
-def from_base(folder: Path) -> list[str]:
-    return [f"run.from={folder / 'runs' / 'base'}", *SETTINGS]
+def from_base(folder: Path, name: str) -> list[str]:
+    """A run in a folder of its own; all have one id, for seeds follow from it."""
+    return [f"run.from={folder / 'runs' / 'base'}", f"run.root={folder / name}", "run.id=same", *SETTINGS]
 
 
 def run(folder: Path, *settings: str, expected: int = 0) -> str:
@@ -115,7 +116,7 @@ def run(folder: Path, *settings: str, expected: int = 0) -> str:
 
 def killed(folder: Path, place: str, name: str = "killed") -> tuple[int, str]:
     marker = folder / f"died at {place}"
-    settings = command(folder, f"run.id={name}", *from_base(folder))
+    settings = command(folder, *from_base(folder, name))
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "KILL_AT": place, "KILLED": str(marker)}
     done = subprocess.run(settings, capture_output=True, text=True, timeout=600, env=environment)
@@ -134,7 +135,7 @@ def bits(run: Path) -> dict[str, Any]:
 
 
 def check_same_bits(folder: Path, name: str) -> None:
-    wanted, found = bits(folder / "runs" / "unbroken"), bits(folder / "runs" / name)
+    wanted, found = bits(folder / "unbroken" / "same"), bits(folder / name / "same")
     assert [file for file in wanted if found.get(file) != wanted[file]] == []
 
 
@@ -145,8 +146,8 @@ def test_killed_place_after_place_it_ends_in_the_same_bits(folder: Path) -> None
         if "training.metrics" not in place and "WeightsHandoff" not in place:  # the driver is alive to say so
             assert code == 5, f"{place}: {log}"
             assert "the same command resumes" in log, f"{place}: {log}"
-        print(f"{place}: exit {code}, {len(read_metrics(folder / 'runs' / 'killed'))} steps")
-    run(folder, "run.id=killed", *from_base(folder))
+        print(f"{place}: exit {code}, {len(read_metrics(folder / 'killed' / 'same'))} steps")
+    run(folder, *from_base(folder, "killed"))
     check_same_bits(folder, "killed")
 
 
@@ -160,11 +161,11 @@ def test_a_generator_killed_is_replaced_and_the_run_ends_in_the_same_bits(folder
 
 
 def test_where_no_checkpoint_verifies_it_exits_3_and_starts_nothing_over(folder: Path) -> None:
-    broken = folder / "runs" / "killed"
+    broken = folder / "killed" / "same"
     (broken / "summary.json").unlink()
     for checkpoint in (broken / "checkpoints").iterdir():
         (checkpoint / "state.json").write_text("{}")
     lines = len(read_metrics(broken))
-    log = run(folder, "run.id=killed", *from_base(folder), expected=3)
+    log = run(folder, *from_base(folder, "killed"), expected=3)
     assert "Restore one from a backup, or remove them to start over" in log
     assert len(read_metrics(broken)) == lines
