@@ -132,6 +132,15 @@ def evaluate(
 
 
 @app.command()
+def scale(run: Run, generators: Annotated[int, typer.Argument(min=1, help="Engines that are wanted.")]) -> None:
+    """Give a run more or fewer engines while it goes on, from its next step; newcomers get the weights first."""
+    from rlhf_ray.training.run_folder import existing_run
+
+    existing_run(run)[0].want_generators(generators)
+    typer.echo(f"{run}: {generators} generators from its next step on")
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write a run's report.html anew from the files in its folder."""
     from rlhf_ray.training.report import write_report

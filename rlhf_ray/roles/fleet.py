@@ -91,6 +91,21 @@ class Fleet:
             self._joined += 1
             self._say(f"{name} joined on {self.nodes[name]}: {len(self.fit)} of {self.wanted} generators")
 
+    def scale(self, wanted: int) -> None:
+        """So many slots from here on; the last ones are given up, new ones asked for. Nobody may be at work."""
+        assert wanted >= self.minimum, f"{wanted} generators, at least {self.minimum}"
+        for name in [name for name, slot in self.slots.items() if slot >= wanted]:
+            del self.slots[name]
+            self.nodes.pop(name, None)
+            self.calls.forget([name])
+            self.fit.discard(name)
+            ray.kill(self.actors.pop(name))
+            self._say(f"{name} was let go: {wanted} generators are wanted")
+        for slot in range(self.wanted, wanted):
+            self._say(f"asked for {self._fill(slot)}: {wanted} generators are wanted")
+        self.wanted = wanted
+        self._weigh()
+
     def remove(self, name: str, error: InfrastructureError) -> None:
         """Drops an actor that is dead or late, for good, and asks for another in its place."""
         if name not in self.actors:

@@ -97,6 +97,11 @@ class GeneratorGroup:
             self.fleet.calls.forget(list(self.nodes))
             self._dispatch = dispatch
 
+    def scale(self, wanted: int) -> None:
+        """So many generators from here on, between two batches; those that come are brought to the weights first."""
+        if wanted != self.fleet.wanted:
+            self.fleet.scale(wanted)
+
     def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
         """Every generator that is ready loads what the learner pushed; none may sample until `release`."""
         self.fleet.look()

@@ -67,22 +67,8 @@ class VllmEngine:
 
     def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
         """Queues a prompt; its response ends at the end token or after `sampling.max_tokens`."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        parameters = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=seed,
-            stop_token_ids=[self.end_id],
-            logprobs=0,  # the sampled token's alone
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         (rendered,) = self.engine.renderer.render_cmpl([{"prompt_token_ids": list(prompt)}])
-        self.engine.add_request(id, rendered, parameters)
+        self.engine.add_request(id, rendered, sampling_params(sampling, self.end_id, seed))
 
     def step(self) -> list[tuple[str, Sampled]]:
         """One step of continuous batching: prompts that fit are read, every other response grows by a token."""
@@ -109,6 +95,24 @@ class VllmEngine:
     def stamp(self, weights_step: int) -> None:
         """vLLM notes this number with each token that it samples from here on."""
         self.engine.set_weight_version(str(weights_step))
+
+
+def sampling_params(sampling: Sampling, end_id: int, seed: int) -> Any:
+    """How vLLM is told to sample: token ids and their log-probs alone, as little work as can be."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=seed,
+        stop_token_ids=[end_id],
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _sampled(completion: Any) -> Sampled:

@@ -31,6 +31,8 @@ def train(
         seconds: list[float] = []
         for step in range(start, config.ppo.steps):
             began = time.monotonic()
+            if (wanted := folder.wanted_generators) is not None:
+                ppo.roles.generators.scale(wanted)
             result = ppo.step(step)
             done = step + 1
             metrics = {**result.metrics, **measure(done, result), **saves.metrics()}

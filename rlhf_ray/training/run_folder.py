@@ -24,6 +24,8 @@ HOW_TO_ASK = frozenset({"url", "key_env", "concurrency", "deadline_s", "patience
 """Keys of a source of rewards that say where a service is and how it is asked, not what it is: it may move."""
 
 
+GENERATORS = "generators.json"
+"""How many engines `rlhf scale` asked for."""
 BEST = "best.json"
 """Which look at held-out prompts did best, and by whom."""
 
@@ -62,6 +64,30 @@ class RunFolder:
         folder._take_lock()
         write_whole(saved, dump_config(config))
         return folder
+
+    @property
+    def wanted_generators(self) -> int | None:
+        """How many somebody asked for while the run goes on, or before it was resumed; None: as the config says."""
+        wanted: dict[str, int] | None = self.read_json(GENERATORS)
+        return None if wanted is None else wanted["wanted"]
+
+    def want_generators(self, wanted: int) -> None:
+        """Asks a run that shares rollouts out by load for another number of generators, from its next step on.
+
+        `InputError` where it cannot be done.
+        """
+        config = load_config(self.path / "config.yaml")
+        minimum, most = config.rollout.min_generators, config.rollout.generators
+        if minimum is None or minimum == most:
+            raise InputError(
+                f"{self.path} gives each rollout its fixed engine; a run that may be scaled is started with "
+                "rollout.min_generators below rollout.generators"
+            )
+        if wanted < minimum:
+            raise InputError(f"{self.path} does not go on with fewer than rollout.min_generators={minimum}")
+        if config.resources.address is None and wanted > most:
+            raise InputError(f"{self.path} runs on a Ray of its own, which has seats for {most} generators")
+        self.write_json(GENERATORS, {"wanted": wanted})
 
     def close(self) -> None:
         """Lets another process have it."""

@@ -1,6 +1,7 @@
 """Generators in real processes that are killed and stopped while they sample; the engines only echo."""
 
 import os
+import random
 import re
 import signal
 import time
@@ -94,6 +95,32 @@ def test_with_a_fixed_map_a_batch_waits_for_the_successor(start: Callable) -> No
     assert group.census()["rollout/retried"] == 12
     assert set(group.fleet.fit) == {"generator-0.2", "generator-1"}
     assert [line.split()[0] for line in said] == ["lost", "generator-0.2"]
+
+
+def test_generators_may_be_given_up_and_asked_for_by_hand(start: Callable) -> None:
+    group, said = start("rollout.min_generators=1")
+    group.scale(1)
+    check_all(group)
+    assert set(group.actors) == {"generator-0"}
+    group.scale(2)
+    wait_for(lambda: check_all(group) or "generator-1.2" in group.fleet.fit)
+    assert said[0] == "generator-1 was let go: 1 generators are wanted"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_of_50_kills_none_loses_doubles_or_stales_a_rollout(start: Callable) -> None:
+    group, said = start("rollout.min_generators=1", "rollout.generators=3")
+    draw, killed, retried = random.Random(0), 0, 0
+    while killed < 50:
+        victim = draw.choice(sorted(group.fleet.fit))
+        send(group, victim, signal.SIGKILL, after_s=draw.uniform(0.0, 0.8))
+        check_all(group)
+        wait_for(lambda victim=victim: group.fleet.look() or victim not in group.actors or not check_all(group))
+        killed += victim not in group.actors
+        retried += group.census()["rollout/retried"]
+    assert retried > 50
+    assert len([line for line in said if line.startswith("lost ")]) == killed
 
 
 def test_one_that_stops_answering_is_dropped_at_the_deadline_and_ended(start: Callable) -> None:

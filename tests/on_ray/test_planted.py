@@ -117,7 +117,9 @@ class LaterChanged(Planted):
 
 def one_tensor(draw: Random, change: Callable[[Tensor], Tensor]) -> Callable[[Weights], Weights]:
     def changed(weights: Weights) -> Weights:
-        name = draw.choice(sorted(name for name in weights if weights[name].dim() > 1))
+        # embedding and head are one tensor in the engine, and what is sent last, the head, is what it holds
+        tied = "model.embed_tokens.weight"
+        name = draw.choice(sorted(name for name in weights if weights[name].dim() > 1 and name != tied))
         return {**weights, name: change(weights[name])}
 
     return changed

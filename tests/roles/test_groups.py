@@ -359,6 +359,35 @@ def test_too_few_at_the_start_deadline_says_how_many_and_who_is_missing(make_gro
         make_group(2, generator_1=1e6)
 
 
+# Somebody asks for another number.
+
+
+def test_fewer_generators_end_the_last_ones_and_more_are_verified_before_they_sample(
+    make_group: Any, fake_ray: FakeRay, said: Said
+) -> None:
+    group = make_group(2, 1)
+    group.fleet.look()
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    group.scale(1)
+    assert fake_ray.killed == ["generator-1"]
+    assert len(group.generate(some_requests(6), Sampling())) == 6
+    assert fake_ray.handles["generator-1"].seeds() == []
+    learner.events.clear()
+    group.scale(3)
+    group.scale(3)
+    group.fleet.look()
+    rollouts = group.generate(some_requests(12), Sampling())
+    assert {(rollout.weights_step, rollout.logprobs[0]) for rollout in rollouts} == {(1, -2.0)}
+    assert learner.events == ["push"]
+    newcomers = [fake_ray.handles[name] for name in ("generator-1.2", "generator-2")]
+    assert all(handle.seeds() for handle in newcomers)
+    assert [line.split(":")[0] for line in said.of("wanted")] == [
+        "generator-1 was let go", "asked for generator-1.2", "asked for generator-2",
+    ]  # fmt: skip
+    assert group.census()["rollout/lost_generators"] == 0
+
+
 # Sampling goes on in turns, while requests and weights come.
 
 

@@ -38,6 +38,26 @@ def test_a_service_of_rewards_may_move_and_may_not_become_another(tmp_path: Path
         RunFolder.open(config(tmp_path, source.format(url="http://a/v1", model="other")))
 
 
+def test_a_run_that_shares_out_by_load_may_be_asked_for_other_numbers_of_engines(tmp_path: Path) -> None:
+    elastic = config(tmp_path, "rollout.generators=3", "rollout.min_generators=2")
+    folder = RunFolder.open(elastic)
+    assert folder.wanted_generators is None
+    folder.want_generators(2)
+    assert folder.wanted_generators == 2
+    for wanted, said in ((1, "fewer than rollout.min_generators=2"), (4, "seats for 3 generators")):
+        with pytest.raises(InputError, match=said):
+            folder.want_generators(wanted)
+    assert folder.wanted_generators == 2
+    folder.close()
+
+
+def test_a_run_with_a_fixed_map_keeps_its_engines(tmp_path: Path) -> None:
+    folder = RunFolder.open(config(tmp_path, "rollout.generators=2"))
+    with pytest.raises(InputError, match=r"started with rollout\.min_generators below"):
+        folder.want_generators(1)
+    folder.close()
+
+
 def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path: Path) -> None:
     first = RunFolder.open(config(tmp_path))
     with pytest.raises(ConfigError, match="being written by process"):
