@@ -173,6 +173,17 @@ class ResourcesConfig(Section):
     """Memory for one engine's cache of keys and values."""
     compile_engine: bool = False
     """Let vLLM compile its model: slower to start, faster to sample."""
+    engine_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What an engine computes in; `rollout.tolerance` has to allow for what the shorter ones round."""
+    engine_quantisation: Literal["none", "fp8"] = "none"
+    """`fp8`: an engine rounds the weights that it is given to 8 bits, for faster sampling on GPUs that have them. The
+    learner then sees rollouts of a slightly other policy: set `ppo.correction`."""
+    engine_tensor_parallel: Count = 1
+    """GPUs among which each layer of one engine is divided; `generator_gpus` counts them all."""
+    engine_pipeline_parallel: Count = 1
+    """Groups of GPUs among which one engine's layers are dealt out; `generator_gpus` counts them all."""
+    engine_sleep: bool = False
+    """Engines give their GPU memory up while the learner learns, so that both may fill the same GPU."""
     start_deadline_s: Positive = 300
     """An actor's imports, model load and engine start."""
     call_deadline_s: Positive = 300
@@ -284,6 +295,7 @@ class Config(Section):
                 "generator: leave one of the two out"
             )
         self._memory_is_saved_where_it_can_be()
+        self._engines_can_be_so()
         rewarding = any(source.kind == "environment" for source in self.rewards.sources.values())
         if rewarding and self.rollout.environment is None:
             raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
@@ -306,6 +318,28 @@ class Config(Section):
         if self.recipe == "dialogue" and self.data.held_out >= self.data.prompts:
             raise ValueError(f"data.held_out={self.data.held_out} leaves none of data.prompts={self.data.prompts}")
         return self
+
+    def _engines_can_be_so(self) -> None:
+        resources = self.resources
+        rounds = resources.engine_dtype != "float32" or resources.engine_quantisation != "none"
+        if rounds and self.rollout.tolerance < BFLOAT16_TOLERANCE:
+            raise ValueError(
+                f"an engine with resources.engine_dtype={resources.engine_dtype} and engine_quantisation="
+                f"{resources.engine_quantisation} rounds log-probs by more than rollout.tolerance="
+                f"{self.rollout.tolerance:g}: set rollout.tolerance={BFLOAT16_TOLERANCE:g} or more"
+            )
+        if resources.engine_quantisation != "none" and self.ppo.correction == "none":
+            raise ValueError(
+                "resources.engine_quantisation samples from another policy than the one that learns: set ppo.correction"
+            )
+        parts = resources.engine_tensor_parallel * resources.engine_pipeline_parallel
+        if parts > 1 and resources.generator_gpus != parts:
+            raise ValueError(
+                f"an engine on {parts} GPUs (engine_tensor_parallel times engine_pipeline_parallel) needs "
+                f"resources.generator_gpus={parts}, not {resources.generator_gpus:g}"
+            )
+        if (resources.engine_sleep or resources.engine_quantisation != "none") and not resources.generator_gpus:
+            raise ValueError("resources.engine_sleep and engine_quantisation are for engines on a GPU: leave them out")
 
     def _memory_is_saved_where_it_can_be(self) -> None:
         resources, lora = self.resources, self.lora

@@ -44,6 +44,12 @@ class Engine(Protocol):
     def stamp(self, weights_step: int) -> None:
         """From here on tokens are sampled with this step's weights."""
 
+    def sleep(self) -> None:
+        """Gives its memory up until `wake`, after which it has to `load`."""
+
+    def wake(self) -> None:
+        """Takes its memory again."""
+
 
 class Turn(NamedTuple):
     """What a generator has to show for a turn."""
@@ -135,6 +141,16 @@ class Generator:
         """Lets it sample: the hand-off has verified that it holds this step."""
         assert self.weights_step == weights_step, f"released step {weights_step}, holds {self.weights_step}"
         self.released = True
+
+    def sleep(self) -> None:
+        """Gives the engine's memory up; it holds no weights from here on."""
+        assert not self._under_way, "asleep with rollouts under way"
+        self.released, self.weights_step = False, None
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Ready for weights again."""
+        self.engine.wake()
 
     def _check_may_sample(self, wanted: int | None) -> None:
         if not self.released or self.weights_step is None:

@@ -119,6 +119,15 @@ class GeneratorGroup:
         self.weights_step = weights_step
         self.fleet.fit_on_arrival = False
 
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """In here the engines hold no memory; they wake without weights, and wait for a hand-over."""
+        self.fleet.look()
+        everyone = _Some(self, self.nodes)
+        everyone.sleep()
+        yield
+        everyone.wake()
+
     def census(self) -> dict[str, float]:
         """`rollout/` metrics of the last batch, and of who came and went since this was last asked."""
         joined, lost = self.fleet.came_and_went()
@@ -224,6 +233,12 @@ class _Some:
     def release(self, weights_step: int) -> None:
         doing = f"being released at weights step {weights_step}"
         self.group.fleet.released(self._each(lambda actor: actor.release.remote(weights_step), doing))
+
+    def sleep(self) -> None:
+        self._each(lambda actor: actor.sleep.remote(), "going to sleep")
+
+    def wake(self) -> None:
+        self._each(lambda actor: actor.wake.remote(), "waking up")
 
     def _each(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
         fleet = self.group.fleet

@@ -66,14 +66,7 @@ class Placement:
         is told by `say`.
         """
         resources = self.config.resources
-        make_engine = make_engine or partial(
-            VllmEngine,
-            model,
-            context=self.config.model.context,
-            kv_cache_mib=resources.kv_cache_mib,
-            compile=resources.compile_engine,
-            seed=self.config.seed,
-        )
+        make_engine = make_engine or engine_for(self.config, model)
         remote = ray.remote(GeneratorActor).options(**self.options("generator"))
         return self._add(
             GeneratorGroup(
@@ -186,6 +179,24 @@ class Placement:
     def _add(self, group: _G) -> _G:
         self._groups.append(group)
         return group
+
+
+def engine_for(config: Config, model: Path) -> Callable[[], Engine]:
+    """What makes a vLLM engine as the config says, in whatever process calls it."""
+    resources = config.resources
+    return partial(
+        VllmEngine,
+        model,
+        context=config.model.context,
+        kv_cache_mib=resources.kv_cache_mib,
+        compile=resources.compile_engine,
+        dtype=resources.engine_dtype,
+        quantisation=None if resources.engine_quantisation == "none" else resources.engine_quantisation,
+        tensor_parallel=resources.engine_tensor_parallel,
+        pipeline_parallel=resources.engine_pipeline_parallel,
+        can_sleep=resources.engine_sleep,
+        seed=config.seed,
+    )
 
 
 def start_ray(config: Config) -> Placement:

@@ -36,9 +36,16 @@ class VllmEngine:
         kv_cache_mib: int = 256,
         compile: bool = False,
         seed: int = 0,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantisation: Literal["fp8"] | None = None,
+        tensor_parallel: int = 1,
+        pipeline_parallel: int = 1,
+        can_sleep: bool = False,
     ) -> None:
-        """Takes some 20 s, most of it vLLM's imports. In float32 log-probs equal the learner's to about 1e-5."""
+        """Takes some 20 s, most of it vLLM's imports. In float32 log-probs equal the learner's to about 1e-5.
+
+        With more than one GPU the engine's workers are processes of their own beside this one.
+        """
         os.environ.update(_ENVIRONMENT)  # read when vLLM is imported
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -49,7 +56,11 @@ class VllmEngine:
             skip_tokenizer_init=True,
             dtype=dtype,
             enforce_eager=not compile,
-            distributed_executor_backend="uni",
+            quantization=quantisation,
+            tensor_parallel_size=tensor_parallel,
+            pipeline_parallel_size=pipeline_parallel,
+            distributed_executor_backend="uni" if tensor_parallel * pipeline_parallel == 1 else "mp",
+            enable_sleep_mode=can_sleep,
             kv_cache_memory_bytes=kv_cache_mib << 20,
             max_model_len=context,
             max_num_seqs=MAX_SEQUENCES,
@@ -91,6 +102,14 @@ class VllmEngine:
         self.llm.collective_rpc(reload)
         if not self.engine.reset_prefix_cache(reset_running_requests=True):
             raise InfrastructureError("the engine kept its prefix cache over a change of weights")
+
+    def sleep(self) -> None:
+        """Gives the GPU memory up, weights and caches with it."""
+        self.llm.sleep(level=2)
+
+    def wake(self) -> None:
+        """Takes memory again; what the weights are is undefined until they are loaded."""
+        self.llm.wake_up()
 
     def stamp(self, weights_step: int) -> None:
         """vLLM notes this number with each token that it samples from here on."""

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -71,15 +71,20 @@ class PPO:
         rewards = answers.earned
         if self.config.ppo.permute_rewards:
             rewards = permuted(rewards, seed=self.config.seed, step=step)
-        with record.time("prepare"):
-            prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
-        with record.time("learn"):
-            learned = roles.learner.update()
+        with self._room_for_learner():
+            with record.time("prepare"):
+                prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
+            with record.time("learn"):
+                learned = roles.learner.update()
         with record.time("sync"):
             sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
         metrics = {**prepared, **learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
         return Step(answers.rollouts, answers.exchanges, metrics)
+
+    def _room_for_learner(self) -> AbstractContextManager[None]:
+        """Where engines and learner share a GPU's memory, the engines give theirs up in here."""
+        return self.roles.generators.asleep() if self.config.resources.engine_sleep else nullcontext()
 
     def _ask(
         self, prompts: Sequence[Prompt], step: int | str, record: "Record", *, sampling: Sampling | None = None

@@ -59,6 +59,9 @@ def test_an_unknown_key_names_the_nearest_known_one(wrong: str, near: str) -> No
         ("sft.trainer.max_steps=9", "max_steps is said by max_epochs here"),
         ("sft.trainer.optimizer=lion", "the nearest is optim"),
         ("direct.trainer.warmup_steps=9", "warmup_steps needs lr_scheduler_type beside it"),
+        ("resources.engine_dtype=bfloat16", r"set rollout\.tolerance=0\.1 or more"),
+        ("resources.engine_tensor_parallel=2", r"needs resources\.generator_gpus=2, not 0"),
+        ("resources.engine_sleep=true", "for engines on a GPU"),
         ("rollout.min_generators=2", "rollout.min_generators=2 are more than rollout.generators=1"),
     ],
 )

@@ -52,6 +52,12 @@ class EchoEngine:
     def stamp(self, weights_step: int) -> None:
         self.weights_step = weights_step
 
+    def sleep(self) -> None:
+        self.logprob = 0.0
+
+    def wake(self) -> None:
+        pass
+
 
 class LengthScorer:
     """A reward model that likes long answers."""

@@ -388,6 +388,23 @@ def test_fewer_generators_end_the_last_ones_and_more_are_verified_before_they_sa
     assert group.census()["rollout/lost_generators"] == 0
 
 
+def test_engines_that_slept_hold_no_weights_until_the_next_hand_over(make_group: Any, fake_ray: FakeRay) -> None:
+    group = make_group(2)
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    with group.asleep():
+        assert [handle.calls[-1][0] for handle in fake_ray.handles.values()] == ["sleep", "sleep"]
+    with pytest.raises(InfrastructureError, match="must not sample"):
+        group.generate(some_requests(2), Sampling())
+    group = make_group(2)
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    with group.asleep():
+        learner.learner.weights_step = 2
+    handoff.publish(2)
+    assert {rollout.logprobs[0] for rollout in group.generate(some_requests(4), Sampling())} == {-2.0}
+
+
 # Sampling goes on in turns, while requests and weights come.
 
 
