@@ -33,7 +33,7 @@ from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.roles.vllm_engine import VllmEngine, sampling_params
 from rlhf_ray.roles.weights import WeightsHandoff, unflatten
-from rlhf_ray.types import GenerationRequest, Sampling
+from rlhf_ray.types import GenerationRequest, Sampling, Scored
 
 SIZES = {"1M": (128, 4, 384, 4), "10M": (384, 6, 1152, 6), "100M": (768, 12, 2688, 12)}
 """Width, depth, feed-forward width and heads of a policy; the vocabulary is 1,024, of the largest 8,192."""
@@ -207,7 +207,8 @@ def handover(
     for turn in range(rounds + 1):
         with group.session(Sampling(max_tokens=RESPONSE), turn_s=TURN_S, max_staleness=1) as session:
             session.ask(asked)
-            session.take()  # which begins them all
+            for _ in range(3):
+                session.turn()
             step = moved(learner)
             ray.get(actor.longest_gap.remote())
             handoff.publish(step)
@@ -226,7 +227,7 @@ def handover(
 
 def moved(learner: Any) -> int:
     """The learner's next step."""
-    learner.prepare(None)
+    learner.prepare(Scored([], []))
     learner.update()
     return int(learner.push_weights().weights_step)
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -112,17 +113,22 @@ class Generator:
         return Turn(ended, len(self._under_way))
 
     def load_weights(self, flat: FlatWeights) -> WeightsReceipt:
-        """Loads what was pushed once its hash holds, and hands back the proof; it may sample again after `release`."""
+        """Loads what was pushed while it takes its hash, and hands back the proof; it may sample again after `release`.
+
+        Where the hash is not the one that was sent, it holds no weights step and cannot be released.
+        """
         start = time.monotonic()
         self.released = False
-        sha256 = digest(flat.index, flat.buffer)
+        self.weights_step = None  # until the load is through and its bytes are the right ones it holds no step at all
+        with ThreadPoolExecutor(1) as beside:
+            hashing = beside.submit(digest, flat.index, flat.buffer)
+            self.engine.load(unflatten(flat))
+            sha256 = hashing.result()
         if sha256 != flat.sha256:
             raise WeightsMismatch(
                 f"{self.name} received other bytes for weights step {flat.weights_step} than were sent: "
                 f"sha256 expected {flat.sha256}, got {sha256}"
             )
-        self.weights_step = None  # until the load is through it holds no step at all
-        self.engine.load(unflatten(flat))
         self.engine.stamp(flat.weights_step)
         self.weights_step = flat.weights_step
         return WeightsReceipt(flat.weights_step, sha256, flat.buffer.nbytes, time.monotonic() - start)

@@ -166,12 +166,21 @@ class Session:
 
     def take(self) -> list[Rollout]:
         """Rollouts that have ended, as soon as there are any; none once nothing is under way."""
-        while not self.dispatch.done:
-            self.group.refit_newcomers()
-            self._begin_turns()
-            if ended := self._end_turn():
+        while not self.done:
+            if ended := self.turn():
                 return ended
         return []
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is under way."""
+        return self.dispatch.done
+
+    def turn(self) -> list[Rollout]:
+        """What one generator's turn came to, nothing perhaps; for who has something else to do between turns."""
+        self.group.refit_newcomers()
+        self._begin_turns()
+        return self._end_turn()
 
     def _begin_turns(self) -> None:
         """A turn for each generator that may sample, has something to do and is between two turns."""

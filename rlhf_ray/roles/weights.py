@@ -19,7 +19,10 @@ from rlhf_ray.types import Sampling, WeightsReceipt
 
 CACHE_BLOCK = 128
 """Tokens in one block of vLLM's prefix cache on CPU (16 on GPU); shorter prompts are never read from the cache."""
-PROBE_TOKENS = 8
+PROBE_TOKENS = 4
+"""Sampled and compared for each probe: the first by reading a prompt, the others one by one, as in all sampling."""
+FRESH_TOKENS = 8
+"""Of a probe's prompt, that no earlier step had."""
 TOLERANCE = 1e-4
 """Nats; in float32 an engine that held the learner's weights was within 2e-6 of it on a small random policy."""
 _ALIGN = 64
@@ -198,20 +201,21 @@ class WeightsHandoff:
         return worst
 
 
-def probe_prompts(
-    weights_step: int, *, vocabulary: int, context: int, seed: int = 0, fresh: int = 2, standing: int = 2
-) -> list[list[int]]:
-    """Prompts of random tokens that tell weights apart.
+def probe_prompts(weights_step: int, *, vocabulary: int, context: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of random tokens that tell weights apart; all of them end otherwise at every step.
 
-    The fresh ones change with every step, so that nothing can have been computed before: they show the weights. The
-    standing ones are the same at every step: they would be read from a prefix cache that outlived its weights. For
-    that they are longer than one cache block, where the context has room; in a shorter one nothing is ever cached.
+    The first begins the same at every step, for as long as one cache block: that would be read from a prefix cache
+    that outlived its weights. In a context without room for a block nothing is ever cached. The second is short and
+    all fresh, so that nothing of it can have been computed before.
     """
-    length = max(1, min(CACHE_BLOCK + 32, context - PROBE_TOKENS))
-    names = [f"{seed}/step {weights_step}/{i}" for i in range(fresh)] + [
-        f"{seed}/standing/{i}" for i in range(standing)
-    ]
-    return [[draw.randrange(vocabulary) for _ in range(length)] for draw in map(random.Random, names)]
+    room = max(1, context - PROBE_TOKENS)
+    standing = min(CACHE_BLOCK, max(0, room - FRESH_TOKENS))
+    fresh = min(FRESH_TOKENS, room)
+    names = [(f"{seed}/standing", standing), *((f"{seed}/step {weights_step}/{i}", fresh) for i in range(2))]
+    block, tail, other = (
+        [draw.randrange(vocabulary) for _ in range(n)] for draw, n in ((random.Random(k), n) for k, n in names)
+    )
+    return [block + tail, other]
 
 
 def check_receipts(receipts: Mapping[str, WeightsReceipt], pushed: PushedWeights) -> None:

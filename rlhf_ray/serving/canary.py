@@ -68,7 +68,7 @@ class Canary:
         """Fresh prompts show the weights; standing ones would show a prefix cache that outlived its weights."""
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         model = load_policy(folder) if exact and size <= COMPARED_BYTES else None
-        return cls(probe_prompts(number, vocabulary=vocabulary, context=context, fresh=1, standing=1), model)
+        return cls(probe_prompts(number, vocabulary=vocabulary, context=context), model)
 
     async def sing(self, engine: ServingEngine, number: int) -> None:
         """Raises `InfrastructureError` where an answer is empty, not finite, or not this version's."""

@@ -43,15 +43,18 @@ def test_only_the_step_that_is_held_can_be_released() -> None:
         Generator(EchoEngine(), weights_step=0).release(1)
 
 
-def test_bytes_that_changed_on_the_way_are_refused_and_never_loaded() -> None:
+def test_bytes_that_changed_on_the_way_are_refused_and_never_sampled_with() -> None:
     flat = FakeLearner(-2.0, weights_step=1).export_weights()
     damaged = flat.buffer.copy()
     damaged[0] ^= 1
     generator = Generator(EchoEngine(), weights_step=0)
     with pytest.raises(WeightsMismatch, match=flat.sha256):
         generator.load_weights(replace(flat, buffer=damaged))
-    assert generator.engine.logprob == -1.0
     assert generator.ping() is None
+    with pytest.raises(AssertionError):
+        generator.release(1)
+    with pytest.raises(InfrastructureError, match="must not sample"):
+        generator.generate([make_request()], Sampling())
 
 
 def test_a_receipt_states_what_was_received() -> None:

@@ -5,7 +5,15 @@ import torch
 
 from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.roles.generator import Generator
-from rlhf_ray.roles.weights import CACHE_BLOCK, PROBE_TOKENS, WeightsHandoff, flatten, probe_prompts, unflatten
+from rlhf_ray.roles.weights import (
+    CACHE_BLOCK,
+    FRESH_TOKENS,
+    PROBE_TOKENS,
+    WeightsHandoff,
+    flatten,
+    probe_prompts,
+    unflatten,
+)
 from rlhf_ray.types import Sampling
 from tests.roles.fakes import EchoEngine, FakeLearner, Recorder, make_request
 
@@ -110,15 +118,25 @@ def test_publishing_a_step_that_the_learner_is_not_at_is_our_own_mistake() -> No
         make_handoff(FakeLearner(weights_step=1))[0].publish(2)
 
 
-def test_probes_are_fresh_at_every_step_and_standing_beside_them() -> None:
+def test_a_probe_begins_with_a_standing_block_and_ends_fresh_at_every_step() -> None:
     first, second = (probe_prompts(step, vocabulary=100, context=256) for step in (1, 2))
-    assert first[:2] != second[:2]
-    assert first[2:] == second[2:]
+    assert first[0][:CACHE_BLOCK] == second[0][:CACHE_BLOCK]
+    assert first[0][CACHE_BLOCK:] != second[0][CACHE_BLOCK:]
+    assert first[1] != second[1]
     assert probe_prompts(1, vocabulary=100, context=256) == first
+    assert probe_prompts(1, vocabulary=100, context=256, seed=7) != first
 
 
-@pytest.mark.parametrize(("context", "length"), [(256, CACHE_BLOCK + 32), (64, 64 - PROBE_TOKENS), (9, 1)])
-def test_probes_cross_a_cache_block_where_the_context_has_room(context: int, length: int) -> None:
+@pytest.mark.parametrize(
+    ("context", "lengths"),
+    [
+        (256, [CACHE_BLOCK + FRESH_TOKENS, FRESH_TOKENS]),
+        (64, [64 - PROBE_TOKENS, FRESH_TOKENS]),
+        (6, [2, 2]),
+        (4, [1, 1]),
+    ],
+)
+def test_probes_cross_a_cache_block_where_the_context_has_room(context: int, lengths: list[int]) -> None:
     prompts = probe_prompts(0, vocabulary=50, context=context)
-    assert {len(prompt) for prompt in prompts} == {length}
+    assert [len(prompt) for prompt in prompts] == lengths
     assert all(0 <= token < 50 for prompt in prompts for token in prompt)
