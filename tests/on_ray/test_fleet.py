@@ -43,7 +43,7 @@ def start(placement: Placement) -> Iterator[Callable[..., tuple[GeneratorGroup, 
         generators = own[0].start_generators(None, make_engine=SlowEcho, say=said.append)
         learner = own[0].start_learner(partial(FakeLearner, -2.0, weights_step=1))
         own[0].wait_ready()
-        wait_for(lambda: generators.fleet.look() or len(generators.nodes) == 2)
+        wait_for(lambda: generators.fleet.look() or len(generators.nodes) >= 2)
         handoff = WeightsHandoff(learner, generators, vocabulary=100, context=256)
         generators.refit = handoff.publish
         handoff.publish(1)
