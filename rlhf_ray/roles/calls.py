@@ -83,13 +83,16 @@ class Calls:
         """Waits for this one too; `doing` completes "<actor> was ..."."""
         self._waiting[ref] = _Call(name, node, doing, deadline_s, time.monotonic() + deadline_s)
 
-    def next(self, *, until: float = math.inf) -> Outcome | None:
-        """The next call that ends or misses its deadline; None where none will before the clock reaches `until`."""
-        end = min(until, *(call.end for call in self._waiting.values()), math.inf)
+    def next(self, *, until: float = math.inf, of: Collection[str] | None = None) -> Outcome | None:
+        """The next call that ends or misses its deadline, of all actors or of some; None where none will before the
+        clock reaches `until`.
+        """
+        waiting = {ref: call for ref, call in self._waiting.items() if of is None or call.name in of}
+        end = min(until, *(call.end for call in waiting.values()), math.inf)
         assert end < math.inf, "a wait without a deadline"
-        ready, _ = ray.wait(list(self._waiting), timeout=max(0.0, end - time.monotonic())) if self._waiting else ([], 0)
+        ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic())) if waiting else ([], 0)
         if not ready:
-            late = [ref for ref, call in self._waiting.items() if call.end <= end]
+            late = [ref for ref, call in waiting.items() if call.end <= end]
             if not late:
                 return None
             call = self._waiting.pop(late[0])

@@ -78,8 +78,8 @@ class Fleet:
         return None
 
     def look(self) -> None:
-        """Takes note of who has arrived by now; nothing else may be under way."""
-        while (outcome := self.calls.next(until=time.monotonic())) is not None:
+        """Takes note of who has arrived by now; what the others are at is left for `turn`."""
+        while (outcome := self.calls.next(until=time.monotonic(), of=self.actors.keys() - self.nodes)) is not None:
             self._arrival(outcome)
 
     def released(self, names: Collection[str]) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import ray
 
+from rlhf_ray.errors import ActorLost
 from rlhf_ray.roles.calls import gather, late_error
 from rlhf_ray.roles.dispatch import Dispatch
 from rlhf_ray.roles.fleet import Ask, Fleet
@@ -179,8 +180,15 @@ class Session:
     def turn(self) -> list[Rollout]:
         """What one generator's turn came to, nothing perhaps; for who has something else to do between turns."""
         self.group.refit_newcomers()
+        self._take_back()
         self._begin_turns()
         return self._end_turn()
+
+    def _take_back(self) -> None:
+        """What generators were at that were lost between two turns, under a hand-over."""
+        for name in [name for name, given in self.dispatch.given.items() if given and name not in self.group.nodes]:
+            self._in_turn.discard(name)
+            self.dispatch.lost(name, ActorLost(f"{name} was lost while weights were handed over"))
 
     def _begin_turns(self) -> None:
         """A turn for each generator that may sample, has something to do and is between two turns."""

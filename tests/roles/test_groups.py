@@ -445,6 +445,28 @@ def test_weights_handed_over_between_two_turns_are_stamped_on_the_tokens_that_th
     assert set(long.logprobs[long.swaps[0].start :]) == {-3.0}
 
 
+@pytest.mark.parametrize("method", ["load_weights", "probe", "release"])
+def test_what_one_was_at_that_dies_under_a_hand_over_in_between_is_done_by_another(
+    make_group: Any, fake_ray: FakeRay, method: str
+) -> None:
+    group = make_group(2, 1)
+    group.fleet.look()
+    handoff, learner = hand_off(group)
+    handoff.publish(1)
+    fake_ray.starts |= {"generator-0.2": 1e6}
+    requests = [make_request(i, prompt_ids=(5,) * (2 + i)) for i in range(8)]
+    with group.session(Sampling(), turn_s=0, max_staleness=1) as session:
+        session.ask(requests)
+        ended = session.take()
+        learner.learner.weights_step = 2
+        fake_ray.handles["generator-0"].dies_at = [method]
+        handoff.publish(2)
+        while more := session.take():
+            ended += more
+    assert sorted(ids(ended)) == sorted(request.rollout_id for request in requests)
+    assert group.census()["rollout/retried"] > 0
+
+
 def test_a_rollout_that_began_too_many_weights_steps_ago_is_refused(make_group: Any) -> None:
     group = make_group(1)
     handoff, learner = hand_off(group)
