@@ -1,42 +1,26 @@
-"""The real engine: its log-probs are the learner's, its weights are proven, and what is wrong with them is found."""
+"""The real engine: its log-probs are the learner's, and its weights are proven. Planted faults: test_planted.py."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import ClassVar
 
 import pytest
-import ray
 import torch
-from torch import Tensor
 
 from rlhf_ray.algo.logprobs import nucleus_logprobs
-from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.models.policy import load_policy, load_tokenizer, new_policy, save_policy, train_tokenizer
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import LearnerGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.vllm_engine import VllmEngine
-from rlhf_ray.roles.weights import PushedWeights, WeightsHandoff, flatten, unflatten
-from rlhf_ray.types import GenerationRequest, Rollout, Sampling, Scored, WeightsReceipt
+from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.types import GenerationRequest, Rollout, Sampling, Scored
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(800)]
 COOL = Sampling(temperature=0.7, top_p=0.9, max_tokens=24)
-
-
-class Engine(VllmEngine):
-    """The real one, which forgets to empty its prefix cache while a file exists."""
-
-    def __init__(self, model: Path, *, keeps_cache: Path, **options: int) -> None:
-        super().__init__(model, **options)
-        self.keeps_cache, self.empty = keeps_cache, self.engine.reset_prefix_cache
-
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.engine.reset_prefix_cache = (lambda **_: True) if self.keeps_cache.exists() else self.empty
-        super().load(weights)
 
 
 class ShakenLearner(Learner):
@@ -73,7 +57,7 @@ WORDS = "the blue lamp arrived broken,hello there my friend,where is my red chai
 
 @pytest.fixture(scope="module")
 def roles(placement: Placement, folder: Path) -> Iterator[tuple[GeneratorGroup, LearnerGroup]]:
-    engine = partial(Engine, folder, keeps_cache=folder / "keeps_cache", context=256, kv_cache_mib=64)
+    engine = partial(VllmEngine, folder, context=256, kv_cache_mib=64)
     generators = placement.start_generators(folder, weights_step=0, make_engine=engine)
     learner = placement.start_learner(partial(ShakenLearner.from_folder, folder, placement.config))
     placement.wait_ready()
@@ -82,14 +66,8 @@ def roles(placement: Placement, folder: Path) -> Iterator[tuple[GeneratorGroup, 
 
 
 @pytest.fixture
-def handoff(
-    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path, placement: Placement
-) -> Iterator[Callable[..., WeightsHandoff]]:
-    def make(generators: object = roles[0]) -> WeightsHandoff:
-        return WeightsHandoff(roles[1], generators, vocabulary=len(load_tokenizer(folder)), context=256)
-
-    yield make
-    (folder / "keeps_cache").unlink(missing_ok=True)
+def handoff(roles: tuple[GeneratorGroup, LearnerGroup], folder: Path) -> WeightsHandoff:
+    return WeightsHandoff(roles[1], roles[0], vocabulary=len(load_tokenizer(folder)), context=256)
 
 
 def next_step(learner: LearnerGroup) -> int:
@@ -161,13 +139,13 @@ def test_a_response_ends_with_the_end_token_or_at_its_length(
 
 
 def test_every_step_weights_arrive_and_are_proven(
-    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: WeightsHandoff, folder: Path
 ) -> None:
     generators, learner = roles
     requests = some_requests(len(load_tokenizer(folder)), n=8)
     before = generators.generate(requests, COOL)
     for _ in range(3):
-        metrics = handoff().publish(next_step(learner))
+        metrics = handoff.publish(next_step(learner))
         assert metrics["sync/probe_max_abs"] <= 1e-4
     after = generators.generate(requests, COOL)
     own = learner.logprobs_of([(rollout.prompt_ids, rollout.response_ids) for rollout in after], COOL)
@@ -178,18 +156,18 @@ def test_every_step_weights_arrive_and_are_proven(
 
 
 def test_weights_swapped_while_rollouts_are_under_way_cut_none_short_and_are_stamped_on_the_tokens(
-    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
+    roles: tuple[GeneratorGroup, LearnerGroup], handoff: WeightsHandoff, folder: Path
 ) -> None:
     generators, learner = roles
     requests = some_requests(len(load_tokenizer(folder)), n=16)
     sampling = Sampling(max_tokens=48)
     first = next_step(learner)
-    handoff().publish(first)
+    handoff.publish(first)
     with generators.session(sampling, turn_s=0.02, max_staleness=1) as session:
         session.ask(requests)
         rollouts = session.take()
         before = logprobs_by(learner, rollouts, sampling)
-        handoff().publish(next_step(learner))
+        handoff.publish(next_step(learner))
         while ended := session.take():
             rollouts += ended
     assert sorted(rollout.id for rollout in rollouts) == sorted(request.rollout_id for request in requests)
@@ -212,61 +190,3 @@ def logprobs_by(learner: LearnerGroup, rollouts: list[Rollout], sampling: Sampli
     """The learner's own, as it stands."""
     rows = learner.logprobs_of([(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts], sampling)
     return {rollout.id: row for rollout, row in zip(rollouts, rows, strict=True)}
-
-
-class Tampered:
-    """The generators, with one layer's sign flipped in the engine once it has loaded the right weights."""
-
-    def __init__(self, generators: GeneratorGroup, layer: str) -> None:
-        self.generators, self.layer = generators, layer
-        self.probe, self.release = generators.probe, generators.release
-
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        receipts = self.generators.load_weights(pushed)
-        weights = dict(unflatten(ray.get(pushed.handle)))
-        flipped = flatten({**weights, self.layer: -weights[self.layer]}, pushed.weights_step)
-        self.generators.load_weights(PushedWeights(flipped, pushed.weights_step, flipped.sha256, 0))
-        return receipts
-
-
-@pytest.mark.parametrize("layer", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"])
-def test_one_layer_flipped_after_loading_is_caught_by_the_probe(
-    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], layer: str
-) -> None:
-    generators, learner = roles
-    with pytest.raises(WeightsMismatch, match=r"generator-0 .* \(expected\) is -\d.* \(got\) -\d.*they differ by"):
-        handoff(Tampered(generators, layer)).publish(next_step(learner))
-    with pytest.raises(InfrastructureError, match="must not sample"):
-        generators.generate(some_requests(100, n=1), COOL)
-    handoff().publish(next_step(learner))
-
-
-class Headless(Tampered):
-    """The generators, given the weights of the body alone."""
-
-    def __init__(self, generators: GeneratorGroup) -> None:
-        super().__init__(generators, "")
-
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        weights = {name: w for name, w in unflatten(ray.get(pushed.handle)) if name != "lm_head.weight"}
-        flat = flatten(weights, pushed.weights_step)
-        receipts = self.generators.load_weights(PushedWeights(flat, pushed.weights_step, flat.sha256, 0))
-        return {name: replace(receipt, sha256=pushed.sha256) for name, receipt in receipts.items()}
-
-
-def test_a_head_that_stayed_stale_is_caught_by_the_probe(
-    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff]
-) -> None:
-    generators, learner = roles
-    with pytest.raises(WeightsMismatch):
-        handoff(Headless(generators)).publish(next_step(learner))
-
-
-def test_a_prefix_cache_that_outlived_its_weights_is_caught_by_the_probe(
-    roles: tuple[GeneratorGroup, LearnerGroup], handoff: Callable[..., WeightsHandoff], folder: Path
-) -> None:
-    _, learner = roles
-    handoff().publish(next_step(learner))
-    (folder / "keeps_cache").touch()
-    with pytest.raises(WeightsMismatch, match=r"on probe 0, token"):
-        handoff().publish(next_step(learner))
