@@ -32,7 +32,9 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.roles.vllm_engine import VllmEngine, sampling_params
-from rlhf_ray.roles.weights import WeightsHandoff, unflatten
+from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.transport.intake import Intake
+from rlhf_ray.transport.parcels import Parcel, Receiver, raw
 from rlhf_ray.types import GenerationRequest, Sampling, Scored
 
 SIZES = {"1M": (128, 4, 384, 4), "10M": (384, 6, 1152, 6), "100M": (768, 12, 2688, 12)}
@@ -70,12 +72,14 @@ class TimedActor(GeneratorActor):
         self.engine.llm.generate(inputs, parameters, use_tqdm=False)
         return time.perf_counter() - start
 
-    def bare_reload(self, flat: Any) -> float:
+    def bare_reload(self, *parcels: Parcel) -> float:
         """Seconds of the engine's reload of weights in this process, and of a hash of them."""
-        weights = {name: tensor.clone() for name, tensor in unflatten(flat)}
+        intake = Intake(Receiver("bare"))
+        weights = {name: tensor.clone() for parcel in parcels for name, tensor in intake.take(parcel)}
+        whole = torch.cat([raw(tensor) for tensor in weights.values()]).numpy()
         start = time.perf_counter()
         self.engine.llm.collective_rpc(lambda worker: worker.reload_weights(weights_iterator=iter(weights.items())))
-        hashlib.sha256(flat.buffer.data)
+        hashlib.sha256(whole)
         return time.perf_counter() - start
 
     def longest_gap(self) -> float:
@@ -92,7 +96,7 @@ class MovedLearner(Learner):
             for parameter in self.networks.policy.parameters():
                 parameter.add_(1e-3)
         self.weights_step += 1
-        return {}
+        return {"weights_step": float(self.weights_step)}
 
     def prepare(self, *_: object) -> Any:
         return type("Nothing", (), {"metrics": {}})
@@ -200,7 +204,7 @@ def handover(
     for turn in range(rounds + 1):
         step = moved(learner)
         seconds = timed(lambda: handoff.publish(step))  # noqa: B023
-        reload = ray.get(actor.bare_reload.remote(learner.push_weights().handle))
+        reload = ray.get(actor.bare_reload.remote(*learner.push_weights([])))
         if turn:
             took.append(seconds)
             bare.append(reload)
@@ -228,8 +232,7 @@ def handover(
 def moved(learner: Any) -> int:
     """The learner's next step."""
     learner.prepare(Scored([], []))
-    learner.update()
-    return int(learner.push_weights().weights_step)
+    return int(learner.update()["weights_step"])
 
 
 def timed(function: Callable[[], object]) -> float:

@@ -70,6 +70,10 @@ class ActorLost(ActorFailed):
     """An actor's process or node is gone, with whatever it was at; another may do that again."""
 
 
+class TransferBroken(InfrastructureError):
+    """Weights did not get through to all that they were meant for: one of them, or the network, is gone."""
+
+
 class WeightsMismatch(InfrastructureError):
     """A generator does not hold the learner's weights: hash or log-prob probe disagree."""
 

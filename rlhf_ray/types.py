@@ -144,6 +144,5 @@ class WeightsReceipt:
 
     weights_step: int
     sha256: str
-    """Over the bytes received."""
-    bytes: int
+    """Over what was received."""
     seconds: float

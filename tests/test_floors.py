@@ -25,6 +25,7 @@ FLOORS = {
     "recipes": 3,
     "client": 3,
     "rewards": 3,
+    "transport": 3,
     "roles": 4,
     "training": 5,
     "serving": 6,

@@ -32,6 +32,9 @@ class RolloutConfig(Section):
     all of them, and then each rollout has its fixed engine."""
     tolerance: Positive = 1e-4
     """Nats by which an engine's log-prob may differ from the learner's for the same weights; float32 holds 1e-4."""
+    on_mismatch: Literal["stop", "retire"] = "stop"
+    """What becomes of a run whose generator does not hold the weights that it was sent: it stops, or the generator is
+    ended and replaced. The third such hand-over in a row stops it all the same."""
     environment: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """What the policy talks to, for dialogues of several turns: `package.module:make`, called with prompt and seed."""
     turns: Count = 1

@@ -184,6 +184,9 @@ class ResourcesConfig(Section):
     """Groups of GPUs among which one engine's layers are dealt out; `generator_gpus` counts them all."""
     engine_sleep: bool = False
     """Engines give their GPU memory up while the learner learns, so that both may fill the same GPU."""
+    weights_transport: Literal["object_store", "gloo", "nccl", "cuda_ipc"] = "object_store"
+    """How the learner's weights reach the generators: by Ray's object store; by a broadcast to all at once, over the
+    network (`gloo`) or from GPU to GPU (`nccl`); or, where both share one GPU, in its memory (`cuda_ipc`)."""
     start_deadline_s: Positive = 300
     """An actor's imports, model load and engine start."""
     call_deadline_s: Positive = 300
@@ -337,6 +340,12 @@ class Config(Section):
             raise ValueError(
                 f"an engine on {parts} GPUs (engine_tensor_parallel times engine_pipeline_parallel) needs "
                 f"resources.generator_gpus={parts}, not {resources.generator_gpus:g}"
+            )
+        on_gpus = resources.weights_transport in ("nccl", "cuda_ipc")
+        if on_gpus and not (resources.generator_gpus and resources.learner_gpus):
+            raise ValueError(
+                f"resources.weights_transport={resources.weights_transport} carries weights between GPUs: set "
+                "resources.generator_gpus and resources.learner_gpus, or leave it out"
             )
         if (resources.engine_sleep or resources.engine_quantisation != "none") and not resources.generator_gpus:
             raise ValueError("resources.engine_sleep and engine_quantisation are for engines on a GPU: leave them out")

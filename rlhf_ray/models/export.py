@@ -48,15 +48,21 @@ class _Streamed:
         config.save_pretrained(save_directory)
         if self.model.can_generate():
             self.model.generation_config.save_pretrained(save_directory)
-        files = [_write(folder, number, tensors) for number, tensors in enumerate(_grouped(self._as_on_disk()), 1)]
+        weights = as_on_disk(self.model, self.weights)
+        files = [_write(folder, number, tensors) for number, tensors in enumerate(_grouped(weights), 1)]
         _name(folder, files)
 
-    def _as_on_disk(self) -> Iterable[tuple[str, Tensor]]:
-        named = {name: torch.empty_like(tensor, device="meta") for name, tensor in self.model.state_dict().items()}
-        if revert_weight_conversion(self.model, dict(named)).keys() == named.keys():
-            return self.weights
-        converted: dict[str, Tensor] = revert_weight_conversion(self.model, dict(self.weights))
-        return converted.items()
+
+def as_on_disk(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """A model's weights, which come by their names in it, under the names and in the form that its files have.
+
+    They come as they are asked for, unless the architecture keeps them in another form in memory (fused experts, say).
+    """
+    named = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    if revert_weight_conversion(model, dict(named)).keys() == named.keys():
+        return weights
+    converted: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))
+    return converted.items()
 
 
 def _grouped(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

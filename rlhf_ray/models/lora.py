@@ -3,7 +3,7 @@ arXiv:2106.09685). By `peft`; what leaves this file is a plain model again.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from rlhf_ray.config import LoRAConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.critic import HEADS
+from rlhf_ray.models.stored import LORA_A, LORA_B, LORA_SCALE
 
 ADAPTER = "default"
 _TASKS = {"policy": TaskType.CAUSAL_LM, "critic": TaskType.TOKEN_CLS}
@@ -94,6 +95,32 @@ def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{layer}.weight", weight + adapted.get_delta_weight(ADAPTER)
         elif not parameter.startswith("weight."):  # what its quantisation keeps beside it
             yield name.replace(".base_layer.", "."), tensor
+
+
+def adapter_weights(model: Any, stored: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]] | None:
+    """What an adapter has learnt, which `stored.laid_over` adds to the folder that the model was loaded from.
+
+    None where the folder's weights (`stored`: their names and dtypes) are not the numbers that the model computes with,
+    as in 4 bits, or where it names them otherwise.
+    """
+    if not isinstance(model, PeftModel):
+        return None
+    base = model.get_base_model()
+    own = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+    }
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    linear = all(isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values())
+    if not linear or any(stored.get(name) != tensor.dtype for name, tensor in own.items()):
+        return None
+    return _parts(layers)
+
+
+def _parts(layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in layers.items():
+        yield f"{name}.weight{LORA_A}", layer.lora_A[ADAPTER].weight.detach()
+        yield f"{name}.weight{LORA_B}", layer.lora_B[ADAPTER].weight.detach()
+        yield f"{name}.weight{LORA_SCALE}", torch.tensor(float(layer.scaling[ADAPTER]))
 
 
 def _unquantised(weight: Any) -> Tensor:

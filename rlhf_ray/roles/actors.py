@@ -2,18 +2,21 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray
 
+from rlhf_ray.config import ResourcesConfig
 from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.rewards.combined import CombinedRewards
 from rlhf_ray.roles.batch import Batch
 from rlhf_ray.roles.generator import Engine, Generator
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.ranks import free_port, join_ranks
-from rlhf_ray.roles.weights import FlatWeights
+from rlhf_ray.transport.parcels import Parcel, Sent
+from rlhf_ray.transport.sending import Sender
+from rlhf_ray.transport.transports import make_transport
 from rlhf_ray.types import Exchange, Rollout, Sampling, Scored, Scores
 
 
@@ -49,6 +52,7 @@ class LearnerActor(_Resident):
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
         self.batch: Batch | None = None
+        self.sent: Sent | None = None
 
     def meeting_point(self) -> str:
         """Where the other ranks find this one."""
@@ -58,6 +62,7 @@ class LearnerActor(_Resident):
         """Joins the other ranks and makes the learner; says where that is."""
         ranks = join_ranks(self.index, self.count, meeting_point, deadline_s=deadline_s)
         self.learner = make_learner(ranks=ranks)
+        self.sender = sender_for(self.learner.config.resources)
         return self.whereabouts()
 
     def prepare(self, given: tuple[Scored, Scored | None]) -> dict[str, float]:
@@ -71,12 +76,14 @@ class LearnerActor(_Resident):
         batch, self.batch = self.batch, None
         return self.learner.update(batch)
 
-    def push(self) -> tuple[FlatWeights | None, tuple[int, str, int] | None]:
-        """The weights, and beside them what the driver needs to know: step, hash and size. Only the first rank's."""
-        flat = self.learner.export_weights()
-        if flat is None:
-            return None, None
-        return flat, (flat.weights_step, flat.sha256, flat.buffer.nbytes)
+    def push(self, to: Sequence[str]) -> Iterator[Parcel]:
+        """Sends the policy's weights; see `Learner.push`. Only the first rank has something to give."""
+        self.sent = None
+        self.sent = yield from self.learner.push(self.sender, to)
+
+    def what_was_sent(self) -> Sent | None:
+        """By the last `push`; None where it failed, or on the other ranks."""
+        return self.sent
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
@@ -111,3 +118,14 @@ class LearnerActor(_Resident):
     def save_policy(self, folder: Path) -> None:
         """See `Learner.save_policy`."""
         self.learner.save_policy(folder)
+
+
+def sender_for(resources: ResourcesConfig) -> Sender:
+    """What sends weights to generators from this process."""
+    transport = make_transport(
+        resources.weights_transport,
+        host=ray.util.get_node_ip_address(),
+        workers=resources.engine_tensor_parallel * resources.engine_pipeline_parallel,
+        deadline_s=resources.call_deadline_s,
+    )
+    return Sender(transport)

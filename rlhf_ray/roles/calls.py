@@ -8,7 +8,7 @@ an actor's death is not the end of the run, `gather` hands it to `on_lost` and `
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -156,6 +156,29 @@ def gather(
     return {name: answers[name] for name in calls if name in answers}
 
 
+def each(
+    tasks: Mapping[str, ray.ObjectRefGenerator],
+    *,
+    deadline_s: float,
+    doing: str,
+    nodes: Mapping[str, str] | None = None,
+) -> Iterator[ray.ObjectRef]:
+    """References to what streaming calls yield, as it comes, until all of them are through within `deadline_s`.
+
+    Where one raises, its last reference is to the error.
+    """
+    end = time.monotonic() + deadline_s
+    waiting = {task: name for name, task in tasks.items()}
+    while waiting:
+        ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
+        if not ready:
+            raise _late(list(waiting.values()), nodes or {}, deadline_s=deadline_s, doing=doing)
+        try:
+            yield next(ready[0])
+        except StopIteration:
+            del waiting[ready[0]]
+
+
 def stream(
     task: ray.ObjectRefGenerator, *, name: str, deadline_s: float, doing: str, on_line: Callable[[str], None]
 ) -> Any:
@@ -164,14 +187,11 @@ def stream(
     Errors as in `gather`; a task that is late or no longer wanted is killed. One that has failed is over, and its
     process may be at the next task already: killing would hit that one.
     """
-    end, over = time.monotonic() + deadline_s, False
+    over = False
     try:
-        while True:
-            ready, _ = ray.wait([task], timeout=max(0.0, end - time.monotonic()))
-            if not ready:
-                raise _late([name], {}, deadline_s=deadline_s, doing=doing)
+        for ref in each({name: task}, deadline_s=deadline_s, doing=doing):
             try:
-                item = _answer(next(task), name, None, doing=doing)
+                item = _answer(ref, name, None, doing=doing)
             except (InputError, RunFailed) as error:
                 over = not isinstance(error, Interrupted)
                 raise
@@ -182,6 +202,7 @@ def stream(
         if not over:
             ray.cancel(task, force=True)
         raise
+    raise AssertionError(f"{name} ended without a result")
 
 
 def cancel(refs: Iterable[ray.ObjectRef]) -> None:

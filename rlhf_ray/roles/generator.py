@@ -3,14 +3,11 @@
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
-
-from rlhf_ray.errors import InfrastructureError, WeightsMismatch
-from rlhf_ray.roles.weights import FlatWeights, digest, unflatten
+from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.transport.parcels import Parcel
 from rlhf_ray.types import FinishReason, GenerationRequest, Rollout, Sampling, Span, WeightsReceipt
 
 
@@ -39,8 +36,13 @@ class Engine(Protocol):
     def busy(self) -> bool:
         """Whether anything is under way."""
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces all weights and forgets whatever was computed with the old ones; responses under way stay so."""
+    def load(self, parcel: Parcel, receiver: str) -> str | None:
+        """Takes in a parcel of new weights, meant for the generator of this name; with the last one the sha256 of all
+        that were received.
+
+        By then all weights are replaced, and whatever was computed with the old ones is forgotten. Responses under way
+        stay so.
+        """
 
     def stamp(self, weights_step: int) -> None:
         """From here on tokens are sampled with this step's weights."""
@@ -77,6 +79,7 @@ class Generator:
         self._under_way: dict[str, GenerationRequest] = {}
         self._ended: list[Rollout] = []
         self._probe_numbers = itertools.count()
+        self._loading_since = 0.0
         if weights_step is not None:
             engine.stamp(weights_step)
 
@@ -112,26 +115,20 @@ class Generator:
         ended, self._ended = self._ended, []
         return Turn(ended, len(self._under_way))
 
-    def load_weights(self, flat: FlatWeights) -> WeightsReceipt:
-        """Loads what was pushed while it takes its hash, and hands back the proof; it may sample again after `release`.
+    def load_weights(self, parcel: Parcel) -> WeightsReceipt | None:
+        """Loads a parcel of new weights, and with the last one hands back the proof of what has been received.
 
-        Where the hash is not the one that was sent, it holds no weights step and cannot be released.
+        From the first parcel on it holds no weights step and takes no requests; it may again after `release`.
         """
-        start = time.monotonic()
-        self.released = False
-        self.weights_step = None  # until the load is through and its bytes are the right ones it holds no step at all
-        with ThreadPoolExecutor(1) as beside:
-            hashing = beside.submit(digest, flat.index, flat.buffer)
-            self.engine.load(unflatten(flat))
-            sha256 = hashing.result()
-        if sha256 != flat.sha256:
-            raise WeightsMismatch(
-                f"{self.name} received other bytes for weights step {flat.weights_step} than were sent: "
-                f"sha256 expected {flat.sha256}, got {sha256}"
-            )
-        self.engine.stamp(flat.weights_step)
-        self.weights_step = flat.weights_step
-        return WeightsReceipt(flat.weights_step, sha256, flat.buffer.nbytes, time.monotonic() - start)
+        if parcel.number == 0:
+            self.released, self.weights_step = False, None
+            self._loading_since = time.monotonic()
+        sha256 = self.engine.load(parcel, self.name)
+        if sha256 is None:
+            return None
+        self.engine.stamp(parcel.weights_step)
+        self.weights_step = parcel.weights_step
+        return WeightsReceipt(parcel.weights_step, sha256, time.monotonic() - self._loading_since)
 
     def probe(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]) -> list[Sampled]:
         """Responses that only serve to verify the weights; needs no release."""

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 
 import ray
 
-from rlhf_ray.errors import ActorLost
+from rlhf_ray.errors import ActorLost, WeightsMismatch
 from rlhf_ray.roles.calls import gather, late_error
 from rlhf_ray.roles.dispatch import Dispatch
 from rlhf_ray.roles.fleet import Ask, Fleet
 from rlhf_ray.roles.generator import Sampled
-from rlhf_ray.roles.weights import PushedWeights, WeightsSinks
+from rlhf_ray.roles.weights import Push, WeightsSinks
 from rlhf_ray.types import GenerationRequest, Rollout, Sampling, WeightsReceipt
 
 
@@ -103,9 +103,17 @@ class GeneratorGroup:
         if wanted != self.fleet.wanted:
             self.fleet.scale(wanted)
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        """Every generator that is ready loads what the learner pushed; none may sample until `release`."""
+    def names(self) -> list[str]:
+        """Those that are ready by now."""
         self.fleet.look()
+        return list(self.nodes)
+
+    def answering(self) -> list[str]:
+        """Those that are ready and answer."""
+        return _Some(self, self.nodes).answering()
+
+    def load_weights(self, pushed: Push) -> dict[str, WeightsReceipt]:
+        """Every generator that is ready loads what the learner pushes; none may sample until `release`."""
         return _Some(self, self.nodes).load_weights(pushed)
 
     def probe(
@@ -119,6 +127,10 @@ class GeneratorGroup:
         _Some(self, self.nodes).release(weights_step)
         self.weights_step = weights_step
         self.fleet.fit_on_arrival = False
+
+    def retire(self, name: str, error: WeightsMismatch) -> None:
+        """Ends a generator that does not hold the weights; another is asked for in its place."""
+        self.fleet.remove(name, error)
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -235,11 +247,23 @@ class _Some:
     """Some of a group's generators, as the hand-off sees them. One that is lost under it is left out from there on."""
 
     def __init__(self, group: GeneratorGroup, names: Collection[str]) -> None:
-        self.group, self.names = group, list(names)
+        self.group, self._names = group, list(names)
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        doing = f"loading weights of step {pushed.weights_step}"
-        return self._each(lambda actor: actor.load_weights.remote(pushed.handle), doing)
+    def names(self) -> list[str]:
+        return [name for name in self._names if name in self.group.nodes]
+
+    def answering(self) -> list[str]:
+        return list(self._each(lambda actor: actor.ping.remote(), "answering"))
+
+    def load_weights(self, pushed: Push) -> dict[str, WeightsReceipt]:
+        fleet = self.group.fleet
+        loading = [{name: fleet.actors[name].load_weights.remote(parcel) for name in self.names()} for parcel in pushed]
+        receipts: dict[str, WeightsReceipt] = {}
+        for calls in loading:  # the last call's answers are the receipts; what an earlier one raised comes first
+            receipts = self._answers(
+                {name: ref for name, ref in calls.items() if name in fleet.nodes}, "loading weights"
+            )
+        return receipts
 
     def probe(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
@@ -257,9 +281,15 @@ class _Some:
     def wake(self) -> None:
         self._each(lambda actor: actor.wake.remote(), "waking up")
 
+    def retire(self, name: str, error: WeightsMismatch) -> None:
+        self.group.retire(name, error)
+
     def _each(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> dict[str, Any]:
         fleet = self.group.fleet
-        calls = {name: call(fleet.actors[name]) for name in self.names if name in fleet.nodes}
+        return self._answers({name: call(fleet.actors[name]) for name in self.names()}, doing)
+
+    def _answers(self, calls: Mapping[str, ray.ObjectRef], doing: str) -> dict[str, Any]:
+        fleet = self.group.fleet
         return gather(
             calls, deadline_s=self.group.deadline_s, doing=doing, nodes=dict(fleet.nodes), on_lost=fleet.remove
         )

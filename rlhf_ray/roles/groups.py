@@ -4,7 +4,7 @@ Generators, which may come and go, have a group of their own (`generators.py`).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,8 +12,8 @@ import ray
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.checkpoint import Checkpoint
-from rlhf_ray.roles.calls import gather
-from rlhf_ray.roles.weights import PushedWeights
+from rlhf_ray.roles.calls import each, gather
+from rlhf_ray.transport.parcels import Sent
 from rlhf_ray.types import Exchange, Rollout, Sampling, Scored, Scores
 
 T = TypeVar("T")
@@ -115,11 +115,9 @@ class LearnerGroup(Group):
         metrics: dict[str, float] = self._ask(lambda rank: rank.update.remote(), "updating")
         return metrics
 
-    def push_weights(self) -> PushedWeights:
-        """The policy's weights in the object store; they do not pass through this process."""
-        pushed = {name: rank.push.options(num_returns=2).remote() for name, rank in self.actors.items()}
-        headers = self._gather({name: header for name, (_, header) in pushed.items()}, "exporting weights")
-        return PushedWeights(pushed[self._first][0], *headers[self._first])
+    def push_weights(self, to: Sequence[str]) -> "Pushed":
+        """Begins to send the policy's weights, which do not pass through this process."""
+        return Pushed(self, to)
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
@@ -169,3 +167,30 @@ class LearnerGroup(Group):
 
     def _ask(self, call: Callable[[Any], ray.ObjectRef], doing: str) -> Any:
         return self._gather({name: call(rank) for name, rank in self.actors.items()}, doing)[self._first]
+
+
+class Pushed:
+    """`weights.Push`: references to parcels, as the learner makes them."""
+
+    def __init__(self, learner: LearnerGroup, to: Sequence[str]) -> None:
+        self._learner = learner
+        self._tasks = {
+            name: rank.push.options(num_returns="streaming").remote(to) for name, rank in learner.actors.items()
+        }
+        self._sent: Sent | None = None
+
+    def __iter__(self) -> Iterator[ray.ObjectRef]:
+        learner, doing = self._learner, "sending weights"
+        last = None
+        for last in each(self._tasks, deadline_s=learner.deadline_s, doing=doing, nodes=learner.nodes):
+            yield last
+        self._sent = learner._ask(lambda rank: rank.what_was_sent.remote(), doing)
+        if self._sent is None:  # it failed, and the last reference is to the reason
+            learner._gather({learner._first: last}, doing)
+            raise AssertionError("a learner sent nothing, and did not say why")
+
+    @property
+    def sent(self) -> Sent:
+        """What was sent in all, once the last parcel is out."""
+        assert self._sent is not None, "not all of it has been sent"
+        return self._sent

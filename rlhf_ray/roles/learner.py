@@ -5,7 +5,7 @@ models. What holds for all: one update of the policy (and of the critic, where t
 log-probs are computed anew here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -23,10 +23,11 @@ from rlhf_ray.algo.shaping import token_rewards
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Diverged
 from rlhf_ray.models.checkpoint import Checkpoint, prune, save_checkpoint
-from rlhf_ray.models.export import save_streamed
+from rlhf_ray.models.export import as_on_disk, save_streamed
 from rlhf_ray.models.logits import plain_of
-from rlhf_ray.models.lora import learnt_weights, load_learnt_weights, plain_weights
+from rlhf_ray.models.lora import adapter_weights, learnt_weights, load_learnt_weights, plain_weights
 from rlhf_ray.models.policy import load_tokenizer
+from rlhf_ray.models.stored import dtypes_of
 from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
@@ -37,7 +38,8 @@ from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
 from rlhf_ray.roles.ranks import Ranks
 from rlhf_ray.roles.saving import BackgroundWriter
-from rlhf_ray.roles.weights import FlatWeights, flatten
+from rlhf_ray.transport.parcels import Named, Parcel, Sent
+from rlhf_ray.transport.sending import Sender
 from rlhf_ray.types import Rollout, Sampling, Scored
 
 BAD_UPDATES_ALLOWED = 3
@@ -66,6 +68,8 @@ class Learner:
         self.objective = Objective(networks, config)
         self.averaged = _copies(learnt_weights(networks.policy)) if self.ppo.ema is not None else {}
         self.writer = BackgroundWriter(deadline_s=config.resources.call_deadline_s)
+        self.stored = dtypes_of(base) if config.lora.rank else {}
+        """What an adapter may be sent alone for: the folder's weights."""
         self.weights_step = 0
         self.bad_updates = 0
 
@@ -187,10 +191,22 @@ class Learner:
             "learn/left_out": 1 - len(history) / len(planned),
         }
 
-    def export_weights(self) -> FlatWeights | None:
-        """The policy's weights for the generators, under the names that `save_pretrained` writes; the first rank's."""
-        weights = {name: tensor.cpu() for name, tensor in self._wholes(plain_weights(self.networks.policy))}
-        return flatten(weights, self.weights_step) if self.ranks.first else None
+    def push(self, sender: Sender, to: Sequence[str]) -> Generator[Parcel, None, Sent | None]:
+        """Sends the policy's weights, as they stand, to the generators of these names: parcels for each of them.
+
+        Under the names that `save_pretrained` writes; of a LoRA policy the adapter alone, where that is enough. All
+        ranks have to come along, and only the first one gives.
+        """
+        policy = self.networks.policy
+        adapter = adapter_weights(policy, self.stored)
+        weights: Iterable[Named] = self._wholes(adapter if adapter is not None else plain_weights(policy))
+        if not self.ranks.first:
+            for _ in weights:
+                pass
+            return None
+        if adapter is None:
+            weights = as_on_disk(plain_of(policy), weights)
+        return (yield from sender.send(weights, to, weights_step=self.weights_step, over_base=adapter is not None))
 
     @torch.no_grad()
     def logprobs_of(

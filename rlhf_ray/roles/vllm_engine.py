@@ -1,15 +1,14 @@
 """A vLLM engine inside this process, stepped by its generator: token ids in, token ids and behaviour log-probs out."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-from torch import Tensor
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles.generator import Sampled
+from rlhf_ray.transport.parcels import Parcel
 from rlhf_ray.types import Sampling, Span
 
 MAX_SEQUENCES = 256
@@ -60,6 +59,7 @@ class VllmEngine:
             tensor_parallel_size=tensor_parallel,
             pipeline_parallel_size=pipeline_parallel,
             distributed_executor_backend="uni" if tensor_parallel * pipeline_parallel == 1 else "mp",
+            worker_extension_cls="rlhf_ray.roles.vllm_worker.WeightsWorker",
             enable_sleep_mode=can_sleep,
             kv_cache_memory_bytes=kv_cache_mib << 20,
             max_model_len=context,
@@ -90,18 +90,18 @@ class VllmEngine:
         """Whether anything is under way."""
         return bool(self.engine.has_unfinished_requests())
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces all weights in place, and empties the caches: keys and values in them are the old weights' work.
+    def load(self, parcel: Parcel, receiver: str) -> str | None:
+        """Loads a parcel in place; after the last one the caches are emptied: what is in them is the old weights' work.
 
-        A response under way is read again by the new weights at the next step, and goes on where it was.
+        A response under way is then read again by the new weights at the next step, and goes on where it was.
         """
-
-        def reload(worker: Any) -> None:
-            worker.reload_weights(weights_iterator=iter(weights))
-
-        self.llm.collective_rpc(reload)
+        hashes = self.llm.collective_rpc("load_parcel", args=(parcel, receiver))
+        if not parcel.last:
+            return None
         if not self.engine.reset_prefix_cache(reset_running_requests=True):
             raise InfrastructureError("the engine kept its prefix cache over a change of weights")
+        # each of the engine's processes takes in all parcels; where they differ, no hash is the right one
+        return str(hashes[0]) if len(set(hashes)) == 1 else " ".join(hashes)
 
     def sleep(self) -> None:
         """Gives the GPU memory up, weights and caches with it."""

@@ -1,20 +1,12 @@
-"""Weights on their way from the learner to the generators, and the rule that they go by."""
+"""The rule by which the learner's weights reach the generators, and the proof that they have."""
 
-import hashlib
-import json
 import random
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from rlhf_ray.errors import WeightsMismatch
+from rlhf_ray.errors import TransferBroken, WeightsMismatch
+from rlhf_ray.transport.parcels import Sent
 from rlhf_ray.types import Sampling, WeightsReceipt
 
 CACHE_BLOCK = 128
@@ -25,75 +17,8 @@ FRESH_TOKENS = 8
 """Of a probe's prompt, that no earlier step had."""
 TOLERANCE = 1e-4
 """Nats; in float32 an engine that held the learner's weights was within 2e-6 of it on a small random policy."""
-_ALIGN = 64
-
-
-class Piece(NamedTuple):
-    """Where one tensor lies in the buffer."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """torch's name for it: "float32"."""
-    offset: int
-    """In bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlatWeights:
-    """All weights of one step in one buffer, which Ray's object store passes on without a copy."""
-
-    buffer: NDArray[np.uint8]
-    index: tuple[Piece, ...]
-    weights_step: int
-    sha256: str
-    """Over index and buffer."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushedWeights:
-    """Weights that lie ready for the generators."""
-
-    handle: Any
-    """What a generator is given: a Ray object reference, or the `FlatWeights` themselves."""
-    weights_step: int
-    sha256: str
-    bytes: int
-
-
-def flatten(state_dict: Mapping[str, Tensor], step: int) -> FlatWeights:
-    """One buffer of a model's `state_dict()`: tied tensors are sent under each of their names."""
-    pieces, end = [], 0
-    for name, tensor in state_dict.items():
-        pieces.append(Piece(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), end))
-        end += -(-tensor.nbytes // _ALIGN) * _ALIGN
-    buffer = np.zeros(end, dtype=np.uint8)
-    for piece, tensor in zip(pieces, state_dict.values(), strict=True):
-        flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        buffer[piece.offset : piece.offset + flat.nbytes] = flat
-    index = tuple(pieces)
-    return FlatWeights(buffer, index, step, digest(index, buffer))
-
-
-def unflatten(flat: FlatWeights) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by name, as views into the buffer: read them, do not write."""
-    for name, shape, dtype_name, offset in flat.index:
-        dtype: torch.dtype = getattr(torch, dtype_name)
-        count = int(np.prod(shape, dtype=np.int64))
-        if count == 0:
-            yield name, torch.empty(shape, dtype=dtype)
-            continue
-        with warnings.catch_warnings():  # Ray's buffers are read-only, and torch says so for each
-            warnings.simplefilter("ignore", UserWarning)
-            view = torch.frombuffer(flat.buffer, dtype=dtype, count=count, offset=offset)
-        yield name, view.view(shape)
-
-
-def digest(index: Sequence[Piece], buffer: NDArray[np.uint8]) -> str:
-    """sha256 over what is where and over every byte of it."""
-    sha = hashlib.sha256(json.dumps(index).encode())
-    sha.update(buffer.data)
-    return sha.hexdigest()
+MISMATCHES = 3
+"""In a row, after which a run stops even where a generator that does not hold the weights is only retired."""
 
 
 class ProbeAnswer(Protocol):
@@ -108,11 +33,22 @@ class ProbeAnswer(Protocol):
         """(T)"""
 
 
+class Push(Protocol):
+    """Weights on their way out of the learner."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Parcels, or references to them, as they come; each goes to every receiver at once."""
+
+    @property
+    def sent(self) -> Sent:
+        """What was sent in all, once the last parcel is out."""
+
+
 class WeightsSource(Protocol):
     """The learner, as the hand-off sees it."""
 
-    def push_weights(self) -> PushedWeights:
-        """Lays the policy's weights ready, as they stand."""
+    def push_weights(self, to: Sequence[str]) -> Push:
+        """Begins to send the policy's weights, as they stand, to the generators of these names."""
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
@@ -123,7 +59,13 @@ class WeightsSource(Protocol):
 class WeightsSinks(Protocol):
     """All generators, as the hand-off sees them; each answer is by generator name."""
 
-    def load_weights(self, pushed: PushedWeights) -> Mapping[str, WeightsReceipt]:
+    def names(self) -> Sequence[str]:
+        """Those that are there, as far as is known."""
+
+    def answering(self) -> Sequence[str]:
+        """Those that are there and answer."""
+
+    def load_weights(self, pushed: Push) -> Mapping[str, WeightsReceipt]:
         """Every generator loads, none may sample."""
 
     def probe(
@@ -134,19 +76,23 @@ class WeightsSinks(Protocol):
     def release(self, weights_step: int) -> None:
         """Every generator may sample."""
 
+    def retire(self, name: str, error: WeightsMismatch) -> None:
+        """Ends a generator that does not hold what it was sent; another is asked for in its place."""
+
 
 class WeightsHandoff:
     """The one owner of the rule by which weights reach the generators. `publish` calls, in this order:
 
-    1. push: the learner lays its weights ready, with their hash.
-    2. load: every generator loads them and returns a receipt; from here on none of them may sample.
+    1. push: the learner sends its weights, parcel by parcel, and takes their hash.
+    2. load: every generator loads them as they come and returns a receipt; from here on none of them may sample.
     3. verify: each receipt's hash, taken over the bytes received, is the learner's; then every generator answers
        probe prompts, and the learner's log-probs of those answers differ from the generator's own by at most
        `tolerance`. So loading is proven, not only transport.
-    4. release: the generators may sample; the pushed buffer is dropped.
+    4. release: the generators may sample.
 
     Where a step fails, the ones after it do not happen: no generator samples with weights in doubt. A generator that
-    comes late goes through all four by itself.
+    comes late goes through all four by itself. One that does not hold the weights stops the run, or with
+    `on_mismatch="retire"` is ended and replaced, until that has happened in `MISMATCHES` hand-overs in a row.
     """
 
     def __init__(
@@ -158,6 +104,7 @@ class WeightsHandoff:
         context: int,
         seed: int = 0,
         tolerance: float = TOLERANCE,
+        on_mismatch: Literal["stop", "retire"] = "stop",
     ) -> None:
         self.learner = learner
         self.generators = generators
@@ -165,6 +112,9 @@ class WeightsHandoff:
         self.context = context
         self.seed = seed
         self.tolerance = tolerance
+        self.on_mismatch = on_mismatch
+        self._mismatches = 0
+        """Hand-overs in a row in which a generator was found out."""
 
     def publish(self, weights_step: int, *, to: WeightsSinks | None = None) -> dict[str, float]:
         """Brings the generators, or those of them in `to`, to the learner's weights of this step.
@@ -173,32 +123,58 @@ class WeightsHandoff:
         """
         generators = self.generators if to is None else to
         start = time.monotonic()
-        pushed = self.learner.push_weights()
-        assert pushed.weights_step == weights_step, f"learner is at step {pushed.weights_step}, not {weights_step}"
-        receipts = generators.load_weights(pushed)
-        check_receipts(receipts, pushed)
-        worst = self._verify(generators, weights_step)
+        sent, receipts = self._transfer(generators)
+        assert sent.weights_step == weights_step, f"learner is at step {sent.weights_step}, not {weights_step}"
+        found_out = check_receipts(receipts, sent)
+        self._retire(generators, found_out)
+        worst, others = self._verify(generators, weights_step)
+        self._retire(generators, others)
+        self._mismatches = self._mismatches + 1 if found_out or others else 0
         generators.release(weights_step)
         return {
-            "sync/bytes": float(pushed.bytes),
+            "sync/bytes": float(sent.bytes),
             "sync/seconds": time.monotonic() - start,
             "sync/verified": 1.0,
             "sync/probe_max_abs": worst,
+            "sync/retired": float(len(found_out) + len(others)),
         }
 
-    def _verify(self, generators: WeightsSinks, weights_step: int) -> float:
-        """The largest difference over all probes and generators."""
+    def _transfer(self, generators: WeightsSinks) -> tuple[Sent, Mapping[str, WeightsReceipt]]:
+        """Sends and loads; once more without those who are gone, where a transport needs all of them and loses one."""
+        names = generators.names()
+        while True:
+            pushed = self.learner.push_weights(names)
+            try:
+                receipts = generators.load_weights(pushed)
+            except TransferBroken:
+                before, names = names, generators.answering()
+                if names == before:
+                    raise
+            else:
+                return pushed.sent, receipts
+
+    def _verify(self, generators: WeightsSinks, weights_step: int) -> tuple[float, dict[str, WeightsMismatch]]:
+        """The largest difference over all probes and generators that pass, and those that do not."""
         sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=PROBE_TOKENS)
         prompts = probe_prompts(weights_step, vocabulary=self.vocabulary, context=self.context, seed=self.seed)
         seeds = [random.Random(f"{self.seed}/{weights_step}/{i}").getrandbits(31) for i in range(len(prompts))]
         probes = generators.probe(prompts, sampling, seeds=seeds)
-        worst = 0.0
+        worst, found_out = 0.0, {}
         for name, answers in probes.items():
             sequences = [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
             expected = self.learner.logprobs_of(sequences, sampling)
             found = [answer.logprobs for answer in answers]
-            worst = max(worst, check_probe(name, weights_step, expected, found, tolerance=self.tolerance))
-        return worst
+            try:
+                worst = max(worst, check_probe(name, weights_step, expected, found, tolerance=self.tolerance))
+            except WeightsMismatch as error:
+                found_out[name] = error
+        return worst, found_out
+
+    def _retire(self, generators: WeightsSinks, found_out: Mapping[str, WeightsMismatch]) -> None:
+        for name, error in found_out.items():
+            if self.on_mismatch == "stop" or self._mismatches + 1 >= MISMATCHES:
+                raise error
+            generators.retire(name, error)
 
 
 def probe_prompts(weights_step: int, *, vocabulary: int, context: int, seed: int = 0) -> list[list[int]]:
@@ -218,14 +194,16 @@ def probe_prompts(weights_step: int, *, vocabulary: int, context: int, seed: int
     return [block + tail, other]
 
 
-def check_receipts(receipts: Mapping[str, WeightsReceipt], pushed: PushedWeights) -> None:
-    """Raises `WeightsMismatch` unless every generator received exactly what the learner sent."""
-    for name, receipt in receipts.items():
-        if (receipt.sha256, receipt.weights_step) != (pushed.sha256, pushed.weights_step):
-            raise WeightsMismatch(
-                f"{name} does not hold the learner's weights: expected step {pushed.weights_step} with sha256 "
-                f"{pushed.sha256}, got step {receipt.weights_step} with sha256 {receipt.sha256}"
-            )
+def check_receipts(receipts: Mapping[str, WeightsReceipt], sent: Sent) -> dict[str, WeightsMismatch]:
+    """The generators that did not receive exactly what the learner sent."""
+    return {
+        name: WeightsMismatch(
+            f"{name} does not hold the learner's weights: expected step {sent.weights_step} with sha256 {sent.sha256}, "
+            f"got step {receipt.weights_step} with sha256 {receipt.sha256}"
+        )
+        for name, receipt in receipts.items()
+        if (receipt.sha256, receipt.weights_step) != (sent.sha256, sent.weights_step)
+    }
 
 
 def check_probe(

@@ -14,9 +14,10 @@ from rlhf_ray.errors import InfrastructureError, InputError, ModelError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained
 from rlhf_ray.models.registry import Version, verify
+from rlhf_ray.models.stored import shapes_of
 from rlhf_ray.serving.canary import Canary, ServingEngine
 from rlhf_ray.serving.gate import Gate
-from rlhf_ray.serving.worker import digest_of, shapes_of
+from rlhf_ray.serving.worker import digest_of
 
 IRRELEVANT = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
 """Keys of config.json in which versions of one architecture may differ."""

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rlhf_ray.errors import ModelError
+from rlhf_ray.models.stored import weights_of
 from rlhf_ray.serving.orphans import end_with_parent
-
-HEAD = "lm_head.weight"
-EMBEDDING = "embed_tokens.weight"
 
 
 class Worker(Protocol):
@@ -49,34 +46,6 @@ def digest_of(folder: Path) -> str:
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"weight {name} of {folder} holds NaN or infinity: publish another version")
     return sha.hexdigest()
-
-
-def weights_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a Hugging Face folder by name, one at a time.
-
-    A head that is tied to the embedding is not in the files; vLLM keeps one of its own, which would stay stale.
-    """
-    tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
-    embedding: Tensor | None = None
-    has_head = False
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                yield name, tensor
-                has_head |= name == HEAD
-                embedding = tensor if name.endswith(EMBEDDING) else embedding
-    if tied and not has_head and embedding is not None:
-        yield HEAD, embedding
-
-
-def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight, read from the files' headers alone."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
-    return shapes
 
 
 def hashed(weights: Iterable[tuple[str, Tensor]], sha: Any) -> Iterator[tuple[str, Tensor]]:

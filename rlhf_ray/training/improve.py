@@ -82,6 +82,7 @@ def improve(run: Context) -> None:
         context=config.model.context,
         seed=config.seed,
         tolerance=config.rollout.tolerance,
+        on_mismatch=config.rollout.on_mismatch,
     )
     run.generators.refit = handoff.publish
     roles = Roles(run.generators, scorers, learner, handoff)

@@ -15,6 +15,7 @@ from rlhf_ray.models.policy import load_policy, save_policy
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.types import Rollout, Sampling, Scored
 from tests.models.tiny import make_policy, make_tokenizer
+from tests.roles.fakes import sent_by
 
 pytestmark = [
     pytest.mark.gpu,
@@ -131,9 +132,7 @@ def test_in_bfloat16_the_weights_that_learn_stay_in_float32_and_the_better_becom
         assert {tensor.dtype for tensor in learner._copied(model.state_dict()).values()} == {torch.float32}
     reference = learner._copied(learner.networks.reference.state_dict())
     assert {tensor.dtype for tensor in reference.values()} == {torch.bfloat16}
-    exported = learner.export_weights()
-    assert exported is not None
-    assert {piece.dtype for piece in exported.index} == {"float32"}
+    assert {tensor.dtype for tensor in sent_by(learner).values()} == {torch.float32}
 
 
 def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:

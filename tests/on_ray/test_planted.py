@@ -15,11 +15,15 @@ from torch import Tensor
 from rlhf_ray.errors import InfrastructureError, WeightsMismatch
 from rlhf_ray.models.policy import load_tokenizer, new_policy, save_policy, train_tokenizer
 from rlhf_ray.roles.generators import GeneratorGroup
-from rlhf_ray.roles.groups import LearnerGroup
+from rlhf_ray.roles.groups import LearnerGroup, Pushed
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.roles.vllm_engine import VllmEngine
-from rlhf_ray.roles.weights import FlatWeights, PushedWeights, WeightsHandoff, flatten, unflatten
+from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.transport.intake import Intake
+from rlhf_ray.transport.object_store import ObjectStore
+from rlhf_ray.transport.parcels import Parcel, Receiver, Sent
+from rlhf_ray.transport.sending import Sender
 from rlhf_ray.types import GenerationRequest, Sampling, Scored, WeightsReceipt
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(800)]
@@ -35,11 +39,14 @@ class Engine(VllmEngine):
         super().__init__(model, **options)
         self.fault, self.reset = fault, self.engine.reset_prefix_cache
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load(self, parcel: Parcel, receiver: str) -> str | None:
         fault = self.fault.read_text() if self.fault.exists() else ""
         self.engine.reset_prefix_cache = (lambda **_: True) if fault == "keep the cache" else self.reset
         if fault != "load nothing":
-            super().load(weights)
+            return super().load(parcel, receiver)
+        intake = Intake(Receiver(receiver))
+        intake.take(parcel)
+        return intake.sha256() if parcel.last else None
 
 
 class DrawnLearner(Learner):
@@ -53,7 +60,7 @@ class DrawnLearner(Learner):
             for name, parameter in self.networks.policy.named_parameters():
                 parameter.copy_(self.first[name] + 0.05 * torch.randn(parameter.shape, generator=draw))
         self.weights_step += 1
-        return {}
+        return {"weights_step": float(self.weights_step)}
 
     def prepare(self, *_: object) -> Any:
         class Nothing:
@@ -80,17 +87,34 @@ def roles(placement: Placement, folder: Path) -> Iterator[tuple[GeneratorGroup, 
     placement.stop_actors()
 
 
+class Local:
+    """Parcels of this process, in place of those that the learner pushed; what it says it sent stays."""
+
+    def __init__(self, parcels: Iterable[Parcel], sent: Sent) -> None:
+        self.parcels, self.sent = parcels, sent
+
+    def __iter__(self) -> Iterator[Parcel]:
+        return iter(self.parcels)
+
+
 class Planted:
     """The generators, to which other weights are given than were pushed, with the receipts of the right ones."""
 
     def __init__(self, generators: GeneratorGroup, change: Callable[[Weights], Weights]) -> None:
         self.generators, self.change = generators, change
-        self.probe, self.release = generators.probe, generators.release
+        self.names, self.answering = generators.names, generators.answering
+        self.probe, self.release, self.retire = generators.probe, generators.release, generators.retire
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        flat = flatten(self.change(dict(unflatten(ray.get(pushed.handle)))), pushed.weights_step)
-        receipts = self.generators.load_weights(PushedWeights(flat, pushed.weights_step, flat.sha256, 0))
-        return {name: replace(receipt, sha256=pushed.sha256) for name, receipt in receipts.items()}
+    def load_weights(self, pushed: Pushed) -> dict[str, WeightsReceipt]:
+        return self.load_changed([ray.get(parcel) for parcel in pushed], pushed.sent)
+
+    def load_changed(self, parcels: list[Parcel], sent: Sent) -> dict[str, WeightsReceipt]:
+        intake, weights = Intake(Receiver("here")), dict[str, Tensor]()
+        for parcel in parcels:
+            weights.update(intake.take(parcel))
+        changed = Sender(ObjectStore()).send(self.change(weights).items(), [], weights_step=sent.weights_step)
+        receipts = self.generators.load_weights(Local(changed, sent))
+        return {name: replace(receipt, sha256=sent.sha256) for name, receipt in receipts.items()}
 
 
 class Cut(Planted):
@@ -99,19 +123,20 @@ class Cut(Planted):
     def __init__(self, generators: GeneratorGroup) -> None:
         super().__init__(generators, dict)
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        flat: FlatWeights = ray.get(pushed.handle)
-        half = flat.buffer.copy()
-        half[len(half) // 2 :] = 0
-        return self.generators.load_weights(replace(pushed, handle=replace(flat, buffer=half)))
+    def load_changed(self, parcels: list[Parcel], sent: Sent) -> dict[str, WeightsReceipt]:
+        pieces = [[flat.copy() for flat in parcel.contents] for parcel in parcels]
+        for flat in (flat for contents in pieces for flat in contents[len(contents) // 2 :]):
+            flat[:] = 0
+        cut = [parcel._replace(contents=contents) for parcel, contents in zip(parcels, pieces, strict=True)]
+        return self.generators.load_weights(Local(cut, sent))
 
 
 class LaterChanged(Planted):
     """The generators, one layer of which changes by a hundredth once the right weights are loaded."""
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        receipts = self.generators.load_weights(pushed)
-        super().load_weights(pushed)
+    def load_changed(self, parcels: list[Parcel], sent: Sent) -> dict[str, WeightsReceipt]:
+        receipts = self.generators.load_weights(Local(parcels, sent))
+        super().load_changed(parcels, sent)
         return receipts
 
 
@@ -149,8 +174,7 @@ FAULTS: dict[str, Callable[[GeneratorGroup, Random], Any]] = {
 
 def next_step(learner: LearnerGroup) -> int:
     learner.prepare(Scored([], []))
-    learner.update()
-    return learner.push_weights().weights_step
+    return int(learner.update()["weights_step"])
 
 
 def check_refused(generators: GeneratorGroup) -> None:

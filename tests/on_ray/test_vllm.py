@@ -32,7 +32,7 @@ class ShakenLearner(Learner):
             for parameter in self.networks.policy.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.weights_step += 1
-        return {}
+        return {"weights_step": float(self.weights_step)}
 
     def prepare(self, *_: object):  # type: ignore[no-untyped-def]
         return Nothing
@@ -73,8 +73,7 @@ def handoff(roles: tuple[GeneratorGroup, LearnerGroup], folder: Path) -> Weights
 def next_step(learner: LearnerGroup) -> int:
     """Lets the learner change its weights; returns the new step."""
     learner.prepare(Scored([], []))
-    learner.update()
-    return learner.push_weights().weights_step
+    return int(learner.update()["weights_step"])
 
 
 def some_requests(vocabulary: int, n: int = 48) -> list[GenerationRequest]:

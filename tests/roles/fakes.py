@@ -1,15 +1,22 @@
 """Roles' insides without vLLM and without models: what they answer follows from their input alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_ray.config import ResourcesConfig
+from rlhf_ray.errors import WeightsMismatch
 from rlhf_ray.rewards.combined import CombinedRewards, Weighted
 from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.roles.generator import Sampled
-from rlhf_ray.roles.weights import FlatWeights, PushedWeights, flatten
+from rlhf_ray.transport.intake import Intake
+from rlhf_ray.transport.object_store import ObjectStore
+from rlhf_ray.transport.parcels import Parcel, Receiver, Sent
+from rlhf_ray.transport.sending import Sender
 from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Sampling, Span, WeightsReceipt
 
 END = 2
@@ -23,6 +30,7 @@ class EchoEngine:
         self.waiting: dict[str, list[int]] = {}
         self.begun: dict[str, tuple[list[int], list[float], list[Span]]] = {}
         self.seeds: list[int] = []
+        self.intake: Intake | None = None
 
     def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
         self.waiting[id] = [*prompt[-(sampling.max_tokens - 1) :], END]
@@ -46,8 +54,14 @@ class EchoEngine:
     def busy(self) -> bool:
         return bool(self.waiting)
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.logprob = float(dict(weights)["logprob"])
+    def load(self, parcel: Parcel, receiver: str) -> str | None:
+        self.intake = self.intake or Intake(Receiver(receiver))
+        for _, tensor in self.intake.take(parcel):
+            self.take_over(float(tensor))
+        return self.intake.sha256() if parcel.last else None
+
+    def take_over(self, logprob: float) -> None:
+        self.logprob = logprob
 
     def stamp(self, weights_step: int) -> None:
         self.weights_step = weights_step
@@ -70,14 +84,40 @@ def length_rewards() -> CombinedRewards:
     return CombinedRewards({"length": Weighted(ModelSource([LengthScorer()]))})
 
 
+class LocalPush:
+    """Parcels that go from hand to hand in one process."""
+
+    def __init__(self, parcels: Generator[Parcel, None, Sent | None]) -> None:
+        self.parcels = parcels
+        self.sent: Any = None
+
+    def __iter__(self) -> Iterator[Parcel]:
+        self.sent = yield from self.parcels
+
+
+def sent_by(learner: Any, base: Path | None = None) -> dict[str, Tensor]:
+    """What a learner's generators would get, by name; `base`: their model folder, which an adapter is laid over."""
+    intake, found = Intake(Receiver("generator"), base=base), dict[str, Tensor]()
+    for parcel in learner.push(Sender(ObjectStore()), ["generator"]):
+        found.update(intake.take(parcel))
+    return found
+
+
 class FakeLearner:
     """One weight, which is every token's log-prob."""
 
     def __init__(self, logprob: float = -1.0, weights_step: int = 0, *, ranks: object = None) -> None:
         self.logprob, self.weights_step = logprob, weights_step
+        self.config = SimpleNamespace(resources=ResourcesConfig())
 
-    def export_weights(self) -> FlatWeights:
-        return flatten({"logprob": torch.tensor(self.logprob)}, self.weights_step)
+    def push(self, sender: Sender, to: Sequence[str]) -> Generator[Parcel, None, Sent]:
+        weights = [("logprob", torch.tensor(self.logprob))]
+        return sender.send(weights, to, weights_step=self.weights_step)
+
+    def parcel(self) -> Parcel:
+        """All of it: one weight fills no more."""
+        (parcel,) = self.push(Sender(ObjectStore()), ["generator"])
+        return parcel
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
@@ -92,14 +132,25 @@ class Recorder:
         self.learner, self.generators = learner, generators
         self.events: list[str] = []
 
-    def push_weights(self) -> PushedWeights:
+    def push_weights(self, to: Sequence[str]) -> LocalPush:
         self.events.append("push")
-        flat = self.learner.export_weights()
-        return PushedWeights(flat, flat.weights_step, flat.sha256, flat.buffer.nbytes)
+        return LocalPush(self.learner.push(Sender(ObjectStore()), to))
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
+    def names(self) -> list[str]:
+        return list(self.generators)
+
+    answering = names
+
+    def load_weights(self, pushed: LocalPush) -> dict[str, WeightsReceipt]:
         self.events.append("load")
-        return {name: generator.load_weights(pushed.handle) for name, generator in self.generators.items()}
+        receipts: dict[str, WeightsReceipt] = {}
+        for parcel in pushed:
+            receipts = {name: generator.load_weights(parcel) for name, generator in self.generators.items()}
+        return receipts
+
+    def retire(self, name: str, error: WeightsMismatch) -> None:
+        self.events.append(f"retire {name}")
+        del self.generators[name]
 
     def probe(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]

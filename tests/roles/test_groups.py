@@ -260,7 +260,7 @@ def test_a_newcomer_is_refitted_and_verified_before_it_gets_work_of_the_same_bat
 
 def test_a_newcomer_that_kept_other_weights_stops_the_run_before_it_samples(make_group: Any, fake_ray: FakeRay) -> None:
     class Stale(EchoEngine):
-        def load(self, weights: object) -> None:
+        def take_over(self, logprob: float) -> None:
             pass
 
     group = make_group(2, 1, generator_1=2.5)

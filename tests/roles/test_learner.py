@@ -15,8 +15,8 @@ from rlhf_ray.models.policy import load_policy, new_policy, save_policy, train_t
 from rlhf_ray.roles.batch import Tokens, collate
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.networks import Networks
-from rlhf_ray.roles.weights import unflatten
 from rlhf_ray.types import Rollout, Sampling, Scored
+from tests.roles.fakes import sent_by
 
 SMALL = [
     "model.hidden=16", "model.layers=2", "model.heads=2", "model.intermediate=32", "model.vocabulary=300",
@@ -240,10 +240,10 @@ def test_with_lora_the_reference_is_the_policy_without_it_and_the_generators_get
     torch.testing.assert_close(
         batch.reference_logprobs, plain.prepare(Scored(rollouts, [0.0] * 8)).reference_logprobs, atol=1e-5, rtol=1e-5
     )
-    names = [piece.name for piece in learner.export_weights().index]
-    assert names == [piece.name for piece in plain.export_weights().index]
     sequences = [(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts]
-    plain.networks.policy.load_state_dict(dict(unflatten(learner.export_weights())))
+    weights = sent_by(learner, base)
+    assert weights.keys() == sent_by(plain).keys()
+    plain.networks.policy.load_state_dict(weights)
     for ours, theirs in zip(
         learner.logprobs_of(sequences, Sampling()), plain.logprobs_of(sequences, Sampling()), strict=True
     ):

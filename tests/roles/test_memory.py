@@ -16,6 +16,7 @@ from rlhf_ray.roles.loading import load_networks
 from rlhf_ray.roles.optimizers import make_optimizer
 from rlhf_ray.types import Sampling, Scored
 from tests.models.tiny import make_policy_folder
+from tests.roles.fakes import sent_by
 from tests.roles.test_learner import make_rollouts, small
 
 BFLOAT16 = ["resources.learner_dtype=bfloat16", "rollout.tolerance=0.1"]
@@ -50,9 +51,7 @@ def test_in_bfloat16_weights_and_moments_stay_in_float32_and_the_better_become_l
     moments = [x for o in learner.optimizers.values() for state in o.state.values() for x in state.values()]
     assert {x.dtype for x in (*held, *moments)} == {torch.float32}
     assert {x.dtype for x in learner.networks.reference.parameters()} == {torch.bfloat16}
-    flat = learner.export_weights()
-    assert flat is not None
-    assert {piece.dtype for piece in flat.index} == {"float32"}
+    assert {tensor.dtype for tensor in sent_by(learner).values()} == {torch.float32}
 
 
 def test_bfloat16_rounds_logprobs_by_less_than_the_config_asks_tolerance_for(base: Path) -> None:

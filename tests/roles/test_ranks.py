@@ -17,9 +17,9 @@ from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles import loading
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.ranks import Ranks, free_port, join_ranks
-from rlhf_ray.roles.weights import unflatten
 from rlhf_ray.types import Rollout, Scored
 from tests.models.tiny import make_policy_folder
+from tests.roles.fakes import sent_by
 
 ALGORITHMS: dict[str, list[str]] = {
     "gae": [],
@@ -145,11 +145,10 @@ def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Pat
         learner.update(learner.prepare(scored()))
         assert learner.save(out / "checkpoints", 1) is None
         assert learner.finish_saving() is None
-        flat = learner.export_weights()
+        exported = sent_by(learner)
         learner.save_policy(out / "policy")
         if ranks.first:
-            assert flat is not None
-            keep(out, "exported", {}, {name: tensor.clone() for name, tensor in unflatten(flat)})
+            keep(out, "exported", {}, {name: tensor.clone() for name, tensor in exported.items()})
     dist.barrier()
     told = learner.update(learner.prepare(scored()))
     weights = weights_of(learner)

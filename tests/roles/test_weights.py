@@ -1,53 +1,25 @@
 """Weights arrive whole, in the order of the rule, and a generator that holds others is found out."""
 
-import pytest
-import torch
+from dataclasses import replace
 
-from rlhf_ray.errors import InfrastructureError, WeightsMismatch
+import pytest
+
+from rlhf_ray.errors import InfrastructureError, TransferBroken, WeightsMismatch
 from rlhf_ray.roles.generator import Generator
 from rlhf_ray.roles.weights import (
     CACHE_BLOCK,
     FRESH_TOKENS,
     PROBE_TOKENS,
     WeightsHandoff,
-    flatten,
     probe_prompts,
-    unflatten,
 )
-from rlhf_ray.types import Sampling
-from tests.roles.fakes import EchoEngine, FakeLearner, Recorder, make_request
+from rlhf_ray.types import Sampling, WeightsReceipt
+from tests.roles.fakes import EchoEngine, FakeLearner, LocalPush, Recorder, make_request
 
 
 def make_handoff(learner: FakeLearner, **generators: Generator) -> tuple[WeightsHandoff, Recorder]:
     recorder = Recorder(learner, **(generators or {"generator-0": Generator(EchoEngine(), name="generator-0")}))
     return WeightsHandoff(recorder, recorder, vocabulary=100, context=256), recorder
-
-
-def test_flattened_weights_unfold_to_the_same_tensors() -> None:
-    tensors = {
-        "a": torch.randn(3, 5),
-        "half": torch.randn(7).bfloat16(),
-        "scalar": torch.tensor(2.5),
-        "none": torch.empty(0, 4),
-        "turned": torch.randn(4, 6).T,
-    }
-    found = dict(unflatten(flatten(tensors, 1)))
-    assert list(found) == list(tensors)
-    assert all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
-    )
-
-
-def test_tied_tensors_are_sent_under_both_names() -> None:
-    shared = torch.randn(4, 2)
-    found = dict(unflatten(flatten({"embed.weight": shared, "lm_head.weight": shared}, 0)))
-    assert torch.equal(found["lm_head.weight"], shared)
-
-
-def test_the_hash_tells_a_swapped_name_from_the_right_one() -> None:
-    a, b = torch.ones(2), torch.zeros(2)
-    assert flatten({"x": a, "y": b}, 0).sha256 != flatten({"y": a, "x": b}, 0).sha256
-    assert flatten({"x": a}, 0).sha256 == flatten({"x": a.clone()}, 1).sha256
 
 
 def test_weights_are_pushed_loaded_verified_and_released_in_this_order() -> None:
@@ -67,7 +39,7 @@ def test_after_a_hand_off_generators_sample_with_the_new_step() -> None:
 class StaleEngine(EchoEngine):
     """Says that it loaded, and did not."""
 
-    def load(self, weights: object) -> None:
+    def take_over(self, logprob: float) -> None:
         pass
 
 
@@ -102,15 +74,78 @@ def test_a_learner_whose_log_probs_are_not_numbers_verifies_nothing() -> None:
 
 def test_a_receipt_of_another_hash_stops_the_hand_off_before_the_probe() -> None:
     handoff, recorder = make_handoff(FakeLearner(-2.0, weights_step=1))
-    other = FakeLearner(-3.0, weights_step=1).export_weights()
-    load = recorder.load_weights
-    recorder.load_weights = lambda pushed: {
-        name: type(receipt)(receipt.weights_step, other.sha256, receipt.bytes, 0.0)
-        for name, receipt in load(pushed).items()
-    }
-    with pytest.raises(WeightsMismatch, match=other.sha256):
+    spoil_receipts(recorder, "generator-0")
+    with pytest.raises(WeightsMismatch, match=r"generator-0 does not hold .* with sha256 other"):
         handoff.publish(1)
     assert recorder.events == ["push", "load"]
+
+
+def spoil_receipts(recorder: Recorder, *names: str) -> None:
+    load = recorder.load_weights
+    recorder.load_weights = lambda pushed: {
+        name: replace(receipt, sha256="other") if name in names else receipt for name, receipt in load(pushed).items()
+    }
+
+
+def test_where_the_config_says_so_one_that_is_found_out_is_retired_and_the_others_are_released() -> None:
+    honest, stale = Generator(EchoEngine()), Generator(StaleEngine(-1.0))
+    late = Generator(EchoEngine())
+    handoff, recorder = make_handoff(FakeLearner(-2.0, weights_step=1), honest=honest, stale=stale, late=late)
+    handoff.on_mismatch = "retire"
+    spoil_receipts(recorder, "late")
+    metrics = handoff.publish(1)
+    assert recorder.events == ["push", "load", "retire late", "verify", "retire stale", "release"]
+    assert (metrics["sync/retired"], metrics["sync/probe_max_abs"]) == (2.0, 0.0)
+    assert (honest.ping(), stale.ping(), late.ping()) == (1, None, None)
+
+
+def test_the_third_hand_over_in_a_row_that_finds_one_out_stops_the_run_all_the_same() -> None:
+    learner = FakeLearner(-2.0)
+    handoff, recorder = make_handoff(learner)
+    handoff.on_mismatch = "retire"
+
+    def publish(*engines: EchoEngine) -> dict[str, float]:
+        learner.weights_step += 1
+        recorder.generators = {f"generator-{i}": Generator(engine) for i, engine in enumerate(engines)}
+        return handoff.publish(learner.weights_step)
+
+    for engine in (StaleEngine(), StaleEngine(), EchoEngine(), StaleEngine(), StaleEngine()):
+        publish(EchoEngine(), engine)
+    with pytest.raises(WeightsMismatch):
+        publish(EchoEngine(), StaleEngine())
+
+
+class Breaking(Recorder):
+    """The first transfers break, under which `losing` is found to be gone."""
+
+    def __init__(self, learner: FakeLearner, *, times: int, losing: str | None, **generators: Generator) -> None:
+        super().__init__(learner, **generators)
+        self.times, self.losing = times, losing
+
+    def load_weights(self, pushed: LocalPush) -> dict[str, WeightsReceipt]:
+        receipts = super().load_weights(pushed)
+        self.times -= 1
+        if self.times >= 0:
+            raise TransferBroken("reset by peer")
+        return receipts
+
+    def answering(self) -> list[str]:
+        self.generators.pop(self.losing, None)
+        return list(self.generators)
+
+
+def test_a_transfer_that_broke_with_a_generator_is_made_again_without_it() -> None:
+    generators = {name: Generator(EchoEngine()) for name in ("a", "b")}
+    recorder = Breaking(FakeLearner(-2.0, weights_step=1), times=1, losing="b", **generators)
+    WeightsHandoff(recorder, recorder, vocabulary=100, context=256).publish(1)
+    assert recorder.events == ["push", "load", "push", "load", "verify", "release"]
+    assert (generators["a"].ping(), generators["b"].ping()) == (1, None)
+
+
+def test_a_transfer_that_broke_though_all_are_there_stops_the_run() -> None:
+    recorder = Breaking(FakeLearner(weights_step=1), times=1, losing=None, a=Generator(EchoEngine()))
+    with pytest.raises(TransferBroken):
+        WeightsHandoff(recorder, recorder, vocabulary=100, context=256).publish(1)
 
 
 def test_publishing_a_step_that_the_learner_is_not_at_is_our_own_mistake() -> None:

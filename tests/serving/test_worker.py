@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf_ray.errors import ModelError
 from rlhf_ray.models.policy import load_policy
-from rlhf_ray.serving.worker import FolderLoader, digest_of, shapes_of, weights_of
+from rlhf_ray.models.stored import shapes_of, weights_of
+from rlhf_ray.serving.worker import FolderLoader, digest_of
 from tests.models.tiny import make_policy_folder
 
 

@@ -5,7 +5,6 @@ checkpoints and log, around an engine that samples from the weights that it was 
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,11 +15,15 @@ from rlhf_ray.models.policy import load_policy
 from rlhf_ray.roles.batch import Batch
 from rlhf_ray.roles.generator import Generator, Sampled
 from rlhf_ray.roles.learner import Learner
-from rlhf_ray.roles.weights import PushedWeights, WeightsHandoff
+from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.loop import resume, train
 from rlhf_ray.training.ppo import PPO, Roles, Step
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stopping import Stopping
+from rlhf_ray.transport.intake import Intake
+from rlhf_ray.transport.object_store import ObjectStore
+from rlhf_ray.transport.parcels import Parcel, Receiver
+from rlhf_ray.transport.sending import Sender
 from rlhf_ray.types import (
     Exchange,
     FinishReason,
@@ -33,6 +36,7 @@ from rlhf_ray.types import (
     WeightsReceipt,
 )
 from tests.models.tiny import make_prompt
+from tests.roles.fakes import LocalPush
 
 STEPS, EVERY = 4, 2
 SETTINGS = [
@@ -54,6 +58,7 @@ class SamplingEngine:
         self.end = int(self.policy.config.eos_token_id)
         self.waiting: list[tuple[str, Sequence[int], Sampling, int]] = []
         self.weights_step = -1
+        self.intake = Intake(Receiver("one"))
 
     def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
         self.waiting.append((id, prompt, sampling, seed))
@@ -79,8 +84,9 @@ class SamplingEngine:
         reason: FinishReason = "stop" if ids[-1] == self.end else "length"
         return Sampled(tuple(ids[len(prompt) :]), tuple(logprobs), reason, (Span(0, self.weights_step),))
 
-    def load(self, weights: Any) -> None:
-        self.policy.load_state_dict(dict(weights))
+    def load(self, parcel: Parcel, receiver: str) -> str | None:
+        self.policy.load_state_dict(dict(self.intake.take(parcel)))
+        return self.intake.sha256() if parcel.last else None
 
 
 class OneGenerator:
@@ -90,8 +96,18 @@ class OneGenerator:
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
         return self.one.generate(requests, sampling).rollouts
 
-    def load_weights(self, pushed: PushedWeights) -> dict[str, WeightsReceipt]:
-        return {"one": self.one.load_weights(pushed.handle)}
+    def names(self) -> list[str]:
+        return ["one"]
+
+    answering = names
+
+    def load_weights(self, pushed: LocalPush) -> dict[str, WeightsReceipt]:
+        *_, receipt = [self.one.load_weights(parcel) for parcel in pushed]
+        assert receipt is not None
+        return {"one": receipt}
+
+    def retire(self, name: str, error: Exception) -> None:
+        raise error
 
     def probe(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
@@ -134,10 +150,8 @@ class OneLearner:
         assert self.batch is not None
         return self.learner.update(self.batch)
 
-    def push_weights(self) -> PushedWeights:
-        flat = self.learner.export_weights()
-        assert flat is not None
-        return PushedWeights(flat, flat.weights_step, flat.sha256, flat.buffer.nbytes)
+    def push_weights(self, to: Sequence[str]) -> LocalPush:
+        return LocalPush(self.learner.push(Sender(ObjectStore()), to))
 
     def logprobs_of(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], sampling: Sampling
