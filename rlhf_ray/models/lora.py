@@ -83,18 +83,26 @@ def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         yield from model.state_dict().items()
         return
     base = model.get_base_model()
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    for name, tensor in base.state_dict().items():
-        if ".lora_" in name:
-            continue
-        layer, inside, parameter = name.partition(".base_layer.")
-        if inside and parameter == "weight":
-            adapted: Any = layers[layer]
+    learnt = _adapted(base)
+    for inner, tensor in base.state_dict().items():
+        name = inner.replace(".base_layer", "")
+        weight, beside, _ = name.partition(".weight.")
+        if name in learnt:
+            layer = learnt[name]
             # half precision would round away what was learnt beside a weight that is a hundred times as large
-            weight = _unquantised(adapted.get_base_layer().weight).float()
-            yield f"{layer}.weight", weight + adapted.get_delta_weight(ADAPTER)
-        elif not parameter.startswith("weight."):  # what its quantisation keeps beside it
-            yield name.replace(".base_layer.", "."), tensor
+            own = _unquantised(getattr(layer.get_base_layer(), name.rpartition(".")[2])).float()
+            yield name, own + layer.get_delta_weight(ADAPTER)
+        elif ".lora_" not in inner and not (beside and f"{weight}.weight" in learnt):  # what its quantisation keeps
+            yield name, tensor
+
+
+def _adapted(base: nn.Module) -> dict[str, Any]:
+    """What adapts each weight, by the weight's own name; experts are wrapped one parameter around the other."""
+    return {
+        f"{name.replace('.base_layer', '')}.{getattr(module, 'parameter_name', 'weight')}": module
+        for name, module in base.named_modules()
+        if isinstance(module, LoraLayer)
+    }
 
 
 def adapter_weights(model: Any, stored: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]] | None:
@@ -106,21 +114,19 @@ def adapter_weights(model: Any, stored: Mapping[str, torch.dtype]) -> Iterator[t
     if not isinstance(model, PeftModel):
         return None
     base = model.get_base_model()
-    own = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
-    }
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    linear = all(isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values())
+    learnt, state = _adapted(base), base.state_dict()
+    own = {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if ".lora_" not in name}
+    linear = all(isinstance(layer.get_base_layer(), nn.Linear) for layer in learnt.values())
     if not linear or any(stored.get(name) != tensor.dtype for name, tensor in own.items()):
         return None
-    return _parts(layers)
+    return _parts(learnt)
 
 
-def _parts(layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, layer in layers.items():
-        yield f"{name}.weight{LORA_A}", layer.lora_A[ADAPTER].weight.detach()
-        yield f"{name}.weight{LORA_B}", layer.lora_B[ADAPTER].weight.detach()
-        yield f"{name}.weight{LORA_SCALE}", torch.tensor(float(layer.scaling[ADAPTER]))
+def _parts(learnt: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in learnt.items():
+        yield name + LORA_A, layer.lora_A[ADAPTER].weight.detach()
+        yield name + LORA_B, layer.lora_B[ADAPTER].weight.detach()
+        yield name + LORA_SCALE, torch.tensor(float(layer.scaling[ADAPTER]))
 
 
 def _unquantised(weight: Any) -> Tensor:

@@ -5,6 +5,7 @@ of this project's own classes (`errors.py`) comes back as itself, so that its ex
 an actor's death is not the end of the run, `gather` hands it to `on_lost` and `Calls` tells of it like of an answer.
 """
 
+import contextlib
 import math
 import re
 import time
@@ -203,6 +204,13 @@ def stream(
             ray.cancel(task, force=True)
         raise
     raise AssertionError(f"{name} ended without a result")
+
+
+def settle(refs: Iterable[ray.ObjectRef], *, deadline_s: float) -> None:
+    """Waits for calls whose answers nobody wants any more. What they raise is left: it follows from what was told."""
+    for ref in refs:
+        with contextlib.suppress(RayError):  # also `GetTimeoutError`
+            ray.get(ref, timeout=deadline_s)
 
 
 def cancel(refs: Iterable[ray.ObjectRef]) -> None:

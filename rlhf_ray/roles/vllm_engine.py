@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles.generator import Sampled
+from rlhf_ray.roles.weights import CACHE_BLOCK
 from rlhf_ray.transport.parcels import Parcel
 from rlhf_ray.types import Sampling, Span
 
@@ -66,6 +67,7 @@ class VllmEngine:
             max_num_seqs=MAX_SEQUENCES,
             max_num_batched_tokens=max(BATCHED_TOKENS, context),
             enable_prefix_caching=True,
+            block_size=CACHE_BLOCK,
             # vLLM 0.32 winds back the generator of a seeded request whose prompt it has read in part only,
             # and CPU generators cannot be: there a prompt is read whole.
             enable_chunked_prefill=not current_platform.is_cpu(),

@@ -7,6 +7,8 @@ engines load what they receive without showing it to anybody, and so leave nothi
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from rlhf_ray.transport.intake import Intake
 from rlhf_ray.transport.parcels import Parcel, Receiver
 
@@ -33,6 +35,7 @@ class WeightsWorker:
             if parcel.number == 0:
                 if self._loading:  # a hand-over that broke off
                     finalize_layerwise_reload(model, config)
+                forget_packed_experts(model)
                 initialize_layerwise_reload(model)
                 self._loading = True
             model.load_weights(self._intake.take(parcel))
@@ -41,3 +44,15 @@ class WeightsWorker:
             finalize_layerwise_reload(model, config)
             self._loading = False
         return self._intake.sha256()
+
+
+def forget_packed_experts(model: nn.Module) -> None:
+    """To be called before weights are replaced.
+
+    On CPU vLLM 0.32 packs a mixture's experts for its kernel when they are loaded first and never again, so that new
+    ones are read as what they are not. Without a kernel it makes one, and packs.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None and next(module.parameters()).device.type == "cpu":
+            method.moe_kernel = None

@@ -9,10 +9,10 @@ from rlhf_ray.errors import TransferBroken, WeightsMismatch
 from rlhf_ray.transport.parcels import Sent
 from rlhf_ray.types import Sampling, WeightsReceipt
 
-CACHE_BLOCK = 128
-"""Tokens in one block of vLLM's prefix cache on CPU (16 on GPU); shorter prompts are never read from the cache."""
-PROBE_TOKENS = 4
-"""Sampled and compared for each probe: the first by reading a prompt, the others one by one, as in all sampling."""
+CACHE_BLOCK = 32
+"""Tokens in one block of an engine's prefix cache; shorter prompts are never read from the cache."""
+PROBE_TOKENS = 2
+"""Sampled and compared for each probe: the first by reading a prompt, the other from its cache, as in all sampling."""
 FRESH_TOKENS = 8
 """Of a probe's prompt, that no earlier step had."""
 TOLERANCE = 1e-4

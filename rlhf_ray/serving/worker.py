@@ -15,11 +15,14 @@ from torch import Tensor
 
 from rlhf_ray.errors import ModelError
 from rlhf_ray.models.stored import weights_of
+from rlhf_ray.roles.vllm_worker import forget_packed_experts
 from rlhf_ray.serving.orphans import end_with_parent
 
 
 class Worker(Protocol):
     """vLLM's worker, as far as it is called here."""
+
+    model_runner: Any
 
     def reload_weights(self, *, weights_iterator: Iterator[tuple[str, Tensor]]) -> None:
         """Replaces the weights in place."""
@@ -35,6 +38,7 @@ class FolderLoader:
     def load_folder(self: Worker, folder: str) -> str:
         """Replaces all weights by those of the folder; the sha256 of what was given to the engine."""
         sha = hashlib.sha256()
+        forget_packed_experts(self.model_runner.get_model())
         self.reload_weights(weights_iterator=hashed(weights_of(Path(folder)), sha))
         return sha.hexdigest()
 

@@ -38,4 +38,5 @@ class CudaIPC:
     def unpack(self, pieces: Sequence[Piece], contents: Sequence[tuple[Any, ...]], receiver: Receiver) -> list[Tensor]:
         """Views into the sender's memory."""
         own = receiver.device.index
-        return [rebuild_cuda_tensor(*handle[:_DEVICE], own, *handle[_DEVICE + 1 :]) for handle in contents]
+        handles = ((*handle[:_DEVICE], own, *handle[_DEVICE + 1 :]) for handle in contents)
+        return [rebuild_cuda_tensor(*handle) for handle in handles]

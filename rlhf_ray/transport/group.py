@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from rlhf_ray.errors import TransferBroken
 from rlhf_ray.transport.parcels import Piece, Receiver, TransportName, raw
@@ -49,7 +50,7 @@ class GroupTransport:
         """At a sender: the address at which receivers find it, and how many processes each of them is."""
         self.host, self.workers, self.deadline_s = host, workers, deadline_s
         self._meeting: Meeting | None = None
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._group: Any = None
         self._flat = torch.empty(0, dtype=torch.uint8)
 
@@ -87,7 +88,7 @@ class GroupTransport:
         self._leave()
         deadline = timedelta(seconds=self.deadline_s)
         size = 1 + self.workers * len(receivers)
-        self._store = dist.TCPStore(self.host, 0, size, is_master=True, timeout=deadline, wait_for_workers=False)
+        self._store = TCPStore(self.host, 0, size, is_master=True, timeout=deadline, wait_for_workers=False)
         self._meeting = Meeting(self.host, self._store.port, receivers, self.workers, self.deadline_s)
 
     def _broadcast(self, flat: Tensor, *, place: int) -> None:
@@ -107,10 +108,10 @@ class GroupTransport:
     def _meet(self, meeting: Meeting, place: int) -> Any:
         deadline = timedelta(seconds=meeting.deadline_s)
         if self._store is None:
-            self._store = dist.TCPStore(meeting.host, meeting.port, meeting.size, timeout=deadline)
-        return self._make_group(dist.PrefixStore("weights", self._store), place, meeting.size, deadline)
+            self._store = TCPStore(meeting.host, meeting.port, meeting.size, timeout=deadline)
+        return self._make_group(PrefixStore("weights", self._store), place, meeting.size, deadline)
 
-    def _make_group(self, store: dist.Store, place: int, size: int, deadline: timedelta) -> Any:
+    def _make_group(self, store: Store, place: int, size: int, deadline: timedelta) -> Any:
         raise NotImplementedError
 
     def _leave(self) -> None:
@@ -120,20 +121,20 @@ class GroupTransport:
 class Gloo(GroupTransport):
     """Over the network, from memory to memory."""
 
-    name = "gloo"
-    from_memory = True
+    name: ClassVar[TransportName] = "gloo"
+    from_memory: ClassVar[bool] = True
 
-    def _make_group(self, store: dist.Store, place: int, size: int, deadline: timedelta) -> Any:
+    def _make_group(self, store: Store, place: int, size: int, deadline: timedelta) -> Any:
         return dist.ProcessGroupGloo(store, place, size, deadline)
 
 
 class NCCL(GroupTransport):
     """From GPU to GPU."""
 
-    name = "nccl"
-    from_memory = False
+    name: ClassVar[TransportName] = "nccl"
+    from_memory: ClassVar[bool] = False
 
-    def _make_group(self, store: dist.Store, place: int, size: int, deadline: timedelta) -> Any:
+    def _make_group(self, store: Store, place: int, size: int, deadline: timedelta) -> Any:
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = deadline
         return dist.ProcessGroupNCCL(store, place, size, options)

@@ -15,6 +15,8 @@ from torch import Tensor
 TransportName = Literal["object_store", "gloo", "nccl", "cuda_ipc"]
 PARCEL_BYTES = 64 * 2**20
 """A parcel is full once it holds as much; a larger tensor is a parcel by itself."""
+FIRST_BYTES = 4 * 2**20
+"""The first parcel, so that receivers begin soon; each after it may hold twice as much as the one before."""
 Named = tuple[str, Tensor]
 """A tensor under the name that a checkpoint has for it."""
 
@@ -80,13 +82,13 @@ def pieces_of(bundle: Sequence[Named]) -> tuple[Piece, ...]:
 def bundles(weights: Iterable[Named], *, parcel_bytes: int = PARCEL_BYTES) -> Iterator[tuple[list[Named], bool]]:
     """The tensors of each parcel, and whether it is the last one; no tensor is looked at before it is its turn."""
     bundle: list[Named] = []
-    held = 0
+    held, room = 0, min(FIRST_BYTES, parcel_bytes)
     for name, tensor in weights:
         bundle.append((name, tensor.detach().contiguous()))
         held += tensor.nbytes
-        if held >= parcel_bytes:
+        if held >= room:
             yield bundle, False
-            bundle, held = [], 0
+            bundle, held, room = [], 0, min(2 * room, parcel_bytes)
     yield bundle, True
 
 
@@ -116,7 +118,7 @@ class Digest:
         for (_, tensor), piece in zip(bundle, pieces_of(bundle), strict=True):
             self._sha.update(json.dumps(piece).encode())
             flat = raw(tensor)
-            self._sha.update(fingerprint(flat) if flat.is_cuda else flat.numpy())
+            self._sha.update(fingerprint(flat) if flat.is_cuda else flat.numpy().data)
 
 
 def raw(tensor: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from rlhf_ray.models.lora import (
     with_adapter,
     without_adapter,
 )
-from rlhf_ray.models.policy import load_policy
-from tests.models.tiny import make_policy_folder
+from rlhf_ray.models.policy import load_policy, save_policy
+from tests.models.tiny import make_policy_folder, make_tokenizer, new_experts
 
 LORA = LoRAConfig(rank=4)
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -67,6 +67,12 @@ def test_plain_weights_hold_what_was_learnt_under_the_models_own_names(base: Pat
     plain.load_state_dict(weights)
     torch.testing.assert_close(says(plain), before, atol=1e-5, rtol=1e-5)
     assert torch.equal(says(model), before)
+
+
+def test_so_they_do_of_a_mixtures_experts(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    save_policy(tmp_path / "experts", new_experts(len(tokenizer), tokenizer.eos_token_id), tokenizer)
+    test_plain_weights_hold_what_was_learnt_under_the_models_own_names(tmp_path / "experts")
 
 
 def test_what_was_learnt_is_taken_over(base: Path) -> None:

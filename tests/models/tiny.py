@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+import torch
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_ray.config import ModelConfig
 from rlhf_ray.models.policy import new_policy, save_policy, train_tokenizer
@@ -34,3 +35,14 @@ def make_policy_folder(folder: Path, **size: int) -> Path:
     tokenizer = make_tokenizer(context=size.get("context", 48))
     save_policy(folder, make_policy(tokenizer, **size), tokenizer)
     return folder
+
+
+def new_experts(vocabulary: int, end_id: int) -> MixtralForCausalLM:
+    """A mixture of experts, which transformers keeps fused in memory and one by one on the disk."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+        initializer_range=0.125, eos_token_id=end_id, sliding_window=None,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()

@@ -2,13 +2,12 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_ray.config import ResourcesConfig
+from rlhf_ray.config import load_config
 from rlhf_ray.errors import WeightsMismatch
 from rlhf_ray.rewards.combined import CombinedRewards, Weighted
 from rlhf_ray.rewards.model import ModelSource
@@ -106,9 +105,11 @@ def sent_by(learner: Any, base: Path | None = None) -> dict[str, Tensor]:
 class FakeLearner:
     """One weight, which is every token's log-prob."""
 
-    def __init__(self, logprob: float = -1.0, weights_step: int = 0, *, ranks: object = None) -> None:
+    def __init__(
+        self, logprob: float = -1.0, weights_step: int = 0, *, ranks: object = None, settings: Sequence[str] = ()
+    ) -> None:
         self.logprob, self.weights_step = logprob, weights_step
-        self.config = SimpleNamespace(resources=ResourcesConfig())
+        self.config = load_config(None, ["run.id=fake", *settings])
 
     def push(self, sender: Sender, to: Sequence[str]) -> Generator[Parcel, None, Sent]:
         weights = [("logprob", torch.tensor(self.logprob))]

@@ -166,9 +166,9 @@ def test_a_probe_begins_with_a_standing_block_and_ends_fresh_at_every_step() -> 
     ("context", "lengths"),
     [
         (256, [CACHE_BLOCK + FRESH_TOKENS, FRESH_TOKENS]),
-        (64, [64 - PROBE_TOKENS, FRESH_TOKENS]),
-        (6, [2, 2]),
-        (4, [1, 1]),
+        (36, [36 - PROBE_TOKENS, FRESH_TOKENS]),
+        (6, [4, 4]),
+        (3, [1, 1]),
     ],
 )
 def test_probes_cross_a_cache_block_where_the_context_has_room(context: int, lengths: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.models.tiny import make_policy_folder
 class RecordingWorker(FolderLoader):
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
+        self.model_runner = SimpleNamespace(get_model=torch.nn.Module)
 
     def reload_weights(self, *, weights_iterator: Iterator[tuple[str, Tensor]]) -> None:
         self.weights = dict(weights_iterator)
