@@ -54,6 +54,8 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 64
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a response, besides the end token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """(P)"""
     response_ids: tuple[int, ...]
-    """(T) the policy's own tokens; the end token is its last where `finish_reason` is "stop"."""
+    """(T) the policy's own tokens; the last is the end token, or another that ends it, if it is finished."""
     logprobs: tuple[float, ...]
     """(T) behaviour log-probs: of the distribution sampled from, after temperature and top-p."""
     weights_step: int

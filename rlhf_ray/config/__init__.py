@@ -5,7 +5,7 @@ Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
 """
 
 from rlhf_ray.config.fits import DirectConfig, FitConfig
-from rlhf_ray.config.ppo import Advantage, PolicyLoss, PPOConfig
+from rlhf_ray.config.ppo import Advantage, PolicyLoss, PPOConfig, RolloutConfig
 from rlhf_ray.config.section import Count, Positive, Section, apply_overrides, known_keys, parse_section
 from rlhf_ray.config.tree import (
     AnnotatorConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "Positive",
     "ResourcesConfig",
     "RewardModelConfig",
+    "RolloutConfig",
     "Section",
     "apply_overrides",
     "dump_config",

@@ -25,6 +25,8 @@ class RolloutConfig(Section):
     """Share of probability that is sampled from; log-probs are those of this nucleus."""
     max_tokens: Count = 64
     """Longest response."""
+    stop: tuple[str, ...] = ()
+    """Tokens that end a response as its end token does, each as text that is one token: `["\\n"]`."""
     generators: Count = 1
     """vLLM engines, each an actor of its own: so many are wanted, and asked for at once."""
     min_generators: Count | None = None

@@ -304,6 +304,8 @@ class Config(Section):
             raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
         if self.rollout.turns > 1 and self.rollout.environment is None:
             raise ValueError(f"rollout.turns={self.rollout.turns} need somebody to talk to: set rollout.environment")
+        if self.rollout.environment is not None and self.rollout.stop:
+            raise ValueError("rollout.environment answers what ends with the end token: leave rollout.stop out")
         if self.rollout.environment is not None and self.ppo.advantage == "remax":
             raise ValueError("ppo.advantage=remax compares with one greedy answer: leave rollout.environment out")
         for name, service in self.rewards.services().items():

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from rlhf_ray.config import ModelConfig
-from rlhf_ray.errors import DataError, ModelError
+from rlhf_ray.errors import ConfigError, DataError, ModelError
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, load_weights, save_folder
 from rlhf_ray.types import Exchange, Message, Prompt
@@ -154,6 +154,18 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: i
             f"of {tokenizer.model_max_length}; shorten the prompt or raise model.context"
         )
     return ids
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, ...]:
+    """The token that each text is; `ConfigError` where it is several, for a response can end at one only."""
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for text, ids in zip(texts, tokens, strict=True):
+        if len(ids) != 1:
+            raise ConfigError(
+                f"rollout.stop: {text!r} is {len(ids)} tokens of this policy ({tokenizer.convert_ids_to_tokens(ids)}), "
+                "and a response ends at one: give that one, or leave it out"
+            )
+    return tuple(ids[0] for ids in tokens)
 
 
 def encode_reply(

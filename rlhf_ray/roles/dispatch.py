@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.roles.generator import Turn
@@ -35,6 +36,8 @@ class Dispatch:
         """Requests that went down with a generator and were handed out again."""
         self.sampled: Counter[str] = Counter()
         """Rollouts by the generator that gave them."""
+        self._outstanding: Counter[str] = Counter()
+        """Tokens, prompts included, that each generator may still have to go through."""
         self._queues: list[deque[GenerationRequest]] = [deque() for _ in range(slots if fixed else 1)]
         self._slots: dict[str, int] = {}
         self._homes: dict[str, int] = {}
@@ -63,13 +66,19 @@ class Dispatch:
         """New requests for each of these generators, given with their slots, that has anything to do."""
         self._slots.update(idle)
         new: dict[str, list[GenerationRequest]] = {name: [] for name in idle}
-        load = {name: sum(map(self._tokens, self.given.setdefault(name, {}).values())) for name in idle}
-        while room := [name for name in idle if len(self.given[name]) < self._window and self._queue(idle[name])]:
-            name = min(room, key=load.__getitem__)
-            request = self._queue(idle[name]).popleft()
+        least = [(self._outstanding[name], place, name) for place, name in enumerate(idle)]
+        heapify(least)
+        while least:
+            _, place, name = least[0]
+            queue, given = self._queue(idle[name]), self.given.setdefault(name, {})
+            if not queue or len(given) >= self._window:
+                heappop(least)
+                continue
+            request = queue.popleft()
             new[name].append(request)
-            self.given[name][request.rollout_id] = request
-            load[name] += self._tokens(request)
+            given[request.rollout_id] = request
+            self._outstanding[name] += self._tokens(request)
+            heapreplace(least, (self._outstanding[name], place, name))
         return {name: requests for name, requests in new.items() if self.given[name]}
 
     def answered(self, name: str, turn: Turn, *, weights_step: int | None) -> list[Rollout]:
@@ -77,8 +86,10 @@ class Dispatch:
         given = self.given[name]
         asked = len(given)
         for rollout in turn.rollouts:
-            if given.pop(rollout.id, None) is None:
+            request = given.pop(rollout.id, None)
+            if request is None:
                 raise InfrastructureError(f"{name} gave {rollout.id}, which it was not asked for, or gave it twice")
+            self._outstanding[name] -= self._tokens(request)
             self._open.discard(rollout.id)
             if weights_step is not None:
                 self._check_weights(name, rollout, weights_step)
@@ -93,6 +104,7 @@ class Dispatch:
     def lost(self, name: str, error: InfrastructureError) -> None:
         """Puts what this generator was at back in the front; raises the error where that has cost too many."""
         given = self.given.pop(name)
+        del self._outstanding[name]
         self._tries.update(given.keys())
         if any(self._tries[id] >= TRIES for id in given):
             raise error

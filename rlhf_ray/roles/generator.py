@@ -15,7 +15,7 @@ class Sampled(NamedTuple):
     """One response as an engine gives it."""
 
     ids: tuple[int, ...]
-    """(T); ends with the end token where `finish_reason` is "stop"."""
+    """(T); ends with the end token, or one of `Sampling.stop_ids`, where `finish_reason` is "stop"."""
     logprobs: tuple[float, ...]
     """(T) of the distribution sampled from, after temperature and top-p."""
     finish_reason: FinishReason

@@ -79,7 +79,7 @@ class VllmEngine:
         self.engine = self.llm.llm_engine
 
     def add(self, id: str, prompt: Sequence[int], sampling: Sampling, seed: int) -> None:
-        """Queues a prompt; its response ends at the end token or after `sampling.max_tokens`."""
+        """Queues a prompt; its response ends at the end token, one of `stop_ids` or after `max_tokens`."""
         (rendered,) = self.engine.renderer.render_cmpl([{"prompt_token_ids": list(prompt)}])
         self.engine.add_request(id, rendered, sampling_params(sampling, self.end_id, seed))
 
@@ -128,7 +128,7 @@ def sampling_params(sampling: Sampling, end_id: int, seed: int) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
         seed=seed,
-        stop_token_ids=[end_id],
+        stop_token_ids=[end_id, *sampling.stop_ids],
         logprobs=0,  # the sampled token's alone
         flat_logprobs=True,
         detokenize=False,

@@ -16,7 +16,7 @@ from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.roles.generators import GeneratorGroup
-from rlhf_ray.training.sampling import exchanges_of, requests_for
+from rlhf_ray.training.sampling import exchanges_of, requests_for, sampling_of
 from rlhf_ray.types import Exchange, Prompt, Sampling
 
 Say = Callable[[str], None]
@@ -46,7 +46,7 @@ def collect_from_annotators(
             f"feedback.prompts={wanted.prompts} are more than the {len(recipe.train_prompts)} training prompts"
         )
     prompts = PromptStream(recipe.train_prompts, seed=config.seed).batch(0, wanted.prompts)
-    sampling = Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
+    sampling = sampling_of(config.rollout, tokenizer)
     requests = requests_for(
         prompts, tokenizer, run_id=str(config.run.id), step="feedback", samples=wanted.answers, room=sampling.max_tokens
     )

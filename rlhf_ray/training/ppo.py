@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,7 +28,7 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup, trouble
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.replacing import Answers, Replacing, spare_prompts
-from rlhf_ray.training.sampling import answers_to
+from rlhf_ray.training.sampling import answers_to, sampling_of
 from rlhf_ray.types import Exchange, Prompt, Rollout, Sampling, Scored, Scores
 
 
@@ -59,7 +59,7 @@ class PPO:
     ) -> None:
         self.roles, self.prompts, self.tokenizer, self.config = roles, prompts, tokenizer, config
         self.spares = prompts.in_another_order()
-        self.greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=config.rollout.max_tokens)
+        self.greedy = replace(sampling_of(config.rollout, tokenizer), temperature=0.0, top_p=1.0)
 
     def step(self, step: int) -> Step:
         """One pass around the loop; `step` counts from 0."""

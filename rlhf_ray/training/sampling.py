@@ -7,9 +7,9 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.config import Config
+from rlhf_ray.config import Config, RolloutConfig
 from rlhf_ray.data.prompts import rollout_seed
-from rlhf_ray.models.policy import decode_response, encode_prompt
+from rlhf_ray.models.policy import decode_response, encode_prompt, stop_ids
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.environment import Episode, MakeEnvironment, load_environment
 from rlhf_ray.roles.generators import Session
@@ -41,7 +41,7 @@ def answers_to(
     The draws follow from run, step, prompt and sample; `step` is the learner's, or a word for what is sampled outside
     the loop.
     """
-    sampling = sampling or Sampling(config.rollout.temperature, config.rollout.top_p, config.rollout.max_tokens)
+    sampling = sampling or sampling_of(config.rollout, tokenizer)
     run_id = str(config.run.id)
     if config.rollout.environment is not None:
         return _dialogues(
@@ -57,6 +57,11 @@ def answers_to(
     requests = requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=sampling.max_tokens)
     rollouts = generators.generate(requests, sampling)
     return rollouts, exchanges_of(rollouts, prompts, tokenizer)
+
+
+def sampling_of(rollout: RolloutConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """How responses are drawn; `ConfigError` where a text in `rollout.stop` is not one token."""
+    return Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens, stop_ids(tokenizer, rollout.stop))
 
 
 def _dialogues(

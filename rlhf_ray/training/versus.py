@@ -32,6 +32,10 @@ def versus(
     ours, theirs = _policy_of(run, folder), _other(other, folder)
     if ours.resolve() == theirs.resolve():
         raise InputError(f"{theirs} is the run's own policy: give another one with --against, or --against-base")
+    if judge is None and not folder.reward_model.is_dir():
+        raise InputError(
+            f"{run} has no reward model of its own: name one that scores both policies with --judge FOLDER"
+        )
     judge = judge or folder.reward_model
     read_folder(judge, "reward model")
     recipe = make_recipe(config)

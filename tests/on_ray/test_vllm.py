@@ -137,6 +137,20 @@ def test_a_response_ends_with_the_end_token_or_at_its_length(
     assert all(len(rollout.response_ids) == 24 for rollout in cut)
 
 
+def test_a_response_ends_at_a_token_that_the_config_names(
+    roles: tuple[GeneratorGroup, LearnerGroup], folder: Path
+) -> None:
+    vocabulary = len(load_tokenizer(folder))
+    rollouts = roles[0].generate(some_requests(vocabulary), Sampling(max_tokens=24))
+    stop = rollouts[0].response_ids[3]
+    assert stop not in rollouts[0].response_ids[:3]
+    cut = roles[0].generate(some_requests(vocabulary), Sampling(max_tokens=24, stop_ids=(stop,)))
+    for whole, rollout in zip(rollouts, cut, strict=True):
+        found = whole.response_ids.index(stop) + 1 if stop in whole.response_ids else len(whole.response_ids)
+        assert rollout.response_ids == whole.response_ids[:found]
+        assert rollout.finish_reason == ("stop" if stop in rollout.response_ids else whole.finish_reason)
+
+
 def test_every_step_weights_arrive_and_are_proven(
     roles: tuple[GeneratorGroup, LearnerGroup], handoff: WeightsHandoff, folder: Path
 ) -> None:

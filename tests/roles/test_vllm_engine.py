@@ -67,6 +67,15 @@ def test_rollouts_in_fewer_bits(made: dict[str, Any], tmp_path: Path) -> None:
         load_config(None, ["run.id=e", *settings, "rollout.tolerance=0.2"])
 
 
+def test_weights_come_from_gpu_to_gpu_only_where_both_have_one() -> None:
+    gpus = ["resources.generator_gpus=1", "resources.learner_gpus=1"]
+    for transport in ("nccl", "cuda_ipc"):
+        setting = f"resources.weights_transport={transport}"
+        assert load_config(None, ["run.id=e", setting, *gpus]).resources.weights_transport == transport
+        with pytest.raises(ConfigError, match="carries weights between GPUs: set resources"):
+            load_config(None, ["run.id=e", setting, *gpus[:1]])
+
+
 def test_an_engine_beside_the_learner_gives_its_memory_up_and_takes_it_again(
     made: dict[str, Any], tmp_path: Path
 ) -> None:

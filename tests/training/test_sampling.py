@@ -7,10 +7,11 @@ from typing import ClassVar
 import pytest
 
 from rlhf_ray.config import Config, load_config
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.roles import calls, fleet, generators
 from rlhf_ray.roles.generators import GeneratorGroup
-from rlhf_ray.training.sampling import answers_to
+from rlhf_ray.training.sampling import answers_to, sampling_of
 from rlhf_ray.types import Message, Prompt
 from tests.models.tiny import make_policy_folder
 from tests.roles.fake_ray import FakeRay
@@ -93,3 +94,19 @@ def test_a_dialogue_is_the_same_when_it_is_made_again(fake_ray: FakeRay, config:
     group.fleet.wait_ready()
     made = [answers_to(PROMPTS, group, tokenizer=tokenizer, config=config, samples=1, step=3) for _ in range(2)]
     assert made[0] == made[1]
+
+
+def test_responses_end_at_the_tokens_that_the_config_names(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_policy_folder(tmp_path / "policy"))
+    rollout = load_config(None, ["run.id=r", "rollout.stop=[a, z]", "rollout.max_tokens=7"]).rollout
+    sampling = sampling_of(rollout, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(sampling.stop_ids)) == ["a", "z"]
+    assert sampling.max_tokens == 7
+    several = load_config(None, ["run.id=r", "rollout.stop=[zzyzx]"]).rollout
+    with pytest.raises(ConfigError, match=r"rollout.stop: 'zzyzx' is . tokens of this policy"):
+        sampling_of(several, tokenizer)
+
+
+def test_a_dialogue_has_no_other_end_than_the_end_token() -> None:
+    with pytest.raises(ConfigError, match=r"leave rollout\.stop out"):
+        load_config(None, ["run.id=r", "rollout.environment=a:b", "rollout.stop=[a]"])

@@ -30,6 +30,13 @@ def test_what_is_no_policy_or_no_judge_is_refused_by_its_path(tmp_path: Path) ->
         refused(run, make_run(tmp_path, "other"), tmp_path / "nobody")
 
 
+def test_where_the_run_has_no_reward_model_one_has_to_be_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "reward_model").rename(run / "elsewhere")
+    with pytest.raises(InputError, match=r"no reward model of its own: name one .* with --judge FOLDER"):
+        refused(run, make_run(tmp_path, "other"))
+
+
 def test_a_policy_against_itself_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(InputError, match="the run's own policy"):
