@@ -190,8 +190,8 @@ def generator(
 
 def stream(group: GeneratorGroup, asked: list[GenerationRequest], sampling: Sampling) -> None:
     """The same batch in turns."""
-    with group.session(sampling, turn_s=TURN_S) as session:
-        session.ask(asked)
+    with group.session(turn_s=TURN_S) as session:
+        session.ask(asked, sampling)
         while session.take():
             pass
 
@@ -209,8 +209,8 @@ def handover(
             took.append(seconds)
             bare.append(reload)
     for turn in range(rounds + 1):
-        with group.session(Sampling(max_tokens=RESPONSE), turn_s=TURN_S, max_staleness=1) as session:
-            session.ask(asked)
+        with group.session(turn_s=TURN_S, max_staleness=1) as session:
+            session.ask(asked, Sampling(max_tokens=RESPONSE))
             for _ in range(3):
                 session.turn()
             step = moved(learner)

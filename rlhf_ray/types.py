@@ -60,7 +60,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One rollout that is wanted.
+    """One rollout that is wanted, and how it is drawn.
 
     Example: `GenerationRequest("laptop/3/p17/0", "p17", (1, 40, 7), seed=8123)`
     """
@@ -72,6 +72,7 @@ class GenerationRequest:
     """The prompt in the policy's tokens, chat template applied. P of them."""
     seed: int
     """Derives from the rollout's identity, so that a redone rollout draws the same numbers."""
+    sampling: Sampling = Sampling()
 
 
 class Span(NamedTuple):

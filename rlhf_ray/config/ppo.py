@@ -41,8 +41,9 @@ class RolloutConfig(Section):
     """What the policy talks to, for dialogues of several turns: `package.module:make`, called with prompt and seed."""
     turns: Count = 1
     """Answers of the policy in one dialogue, at most; `max_tokens` is for each."""
-    max_staleness: Literal[0] = 0
-    """Weights steps that a rollout may lag behind the learner."""
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
+    """Weights steps that a rollout may lag behind the learner: so many steps ahead are sampled while one is learnt
+    from. 0: one after the other. Above 0 each role has its share of the cores, and `ppo.correction` is `token`."""
 
 
 class KLConfig(Section):

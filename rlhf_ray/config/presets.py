@@ -61,7 +61,10 @@ BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "kto": {"direct.beta": 1.0, "direct.learning_rate": 1e-4, "direct.weight_bad": 0.5},
 }
 
-_ALL = (*BY_ADVANTAGE.values(), *BY_LOSS.values(), *BY_METHOD.values())
+STALE = {"ppo.correction": "token"}
+"""What rollouts of an older policy come with: truncated importance sampling (Yao et al. 2025)."""
+
+_ALL = (STALE, *BY_ADVANTAGE.values(), *BY_LOSS.values(), *BY_METHOD.values())
 GOVERNED = sorted({path for presets in _ALL for path in presets})
 """Keys that come with some algorithm."""
 
@@ -72,7 +75,8 @@ def with_presets(tree: Mapping[str, Any]) -> dict[str, Any]:
     comes = BY_ADVANTAGE.get(str(_said(filled, "ppo", "advantage")), {})
     loss = _said(filled, "ppo", "loss") or comes.get("ppo.loss", "clip")
     method = BY_METHOD.get(str(_said(filled, "method")), {})
-    for path, value in {**comes, **BY_LOSS.get(str(loss), {}), **method}.items():
+    behind = STALE if _said(filled, "rollout", "max_staleness") else {}
+    for path, value in {**behind, **comes, **BY_LOSS.get(str(loss), {}), **method}.items():
         *sections, key = path.split(".")
         section: Any = filled
         for name in sections:

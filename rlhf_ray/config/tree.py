@@ -145,7 +145,8 @@ class ResourcesConfig(Section):
     pin_roles: bool = False
     """Ask for a seat of the role's own name besides (`rlhf_generator`), which the node groups in `cluster/` declare."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads for each role; 0: all cores, for in a synchronous step one role works at a time."""
+    """CPU threads for each role. 0: all cores, for in a synchronous step one role works at a time; half of them where
+    `rollout.max_staleness` has generators and learner work side by side."""
     generator_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one generator."""
     learner_ranks: Count = 1
@@ -304,6 +305,7 @@ class Config(Section):
             raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
         if self.rollout.turns > 1 and self.rollout.environment is None:
             raise ValueError(f"rollout.turns={self.rollout.turns} need somebody to talk to: set rollout.environment")
+        self._steps_may_be_sampled_ahead()
         if self.rollout.environment is not None and self.rollout.stop:
             raise ValueError("rollout.environment answers what ends with the end token: leave rollout.stop out")
         if self.rollout.environment is not None and self.ppo.advantage == "remax":
@@ -323,6 +325,21 @@ class Config(Section):
         if self.recipe == "dialogue" and self.data.held_out >= self.data.prompts:
             raise ValueError(f"data.held_out={self.data.held_out} leaves none of data.prompts={self.data.prompts}")
         return self
+
+    def _steps_may_be_sampled_ahead(self) -> None:
+        if not self.rollout.max_staleness:
+            return
+        ahead = f"rollout.max_staleness={self.rollout.max_staleness} samples while the learner learns"
+        if self.deterministic:
+            raise ValueError(
+                f"{ahead}, so what is sampled with which weights is a matter of time: deterministic is not"
+            )
+        if self.rollout.environment is not None:
+            raise ValueError(
+                f"{ahead}, and dialogues are sampled by themselves: leave it at 0 with rollout.environment"
+            )
+        if self.resources.engine_sleep:
+            raise ValueError(f"{ahead}, and resources.engine_sleep has engines asleep then: choose one")
 
     def _engines_can_be_so(self) -> None:
         resources = self.resources

@@ -1,12 +1,12 @@
 """Who samples what: requests handed out, taken back where a generator is lost, and their answers checked."""
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.roles.generator import Turn
-from rlhf_ray.types import GenerationRequest, Rollout, Sampling
+from rlhf_ray.types import GenerationRequest, Rollout
 
 WAVE = 1024
 """Most requests that one generator is at, so that a call's deadline means the same for any number of requests."""
@@ -27,15 +27,13 @@ class Dispatch:
     the same batch. Without one, the next request goes to the generator with the fewest outstanding tokens.
     """
 
-    def __init__(self, sampling: Sampling, *, slots: int, fixed: bool, max_staleness: int = 0) -> None:
+    def __init__(self, *, slots: int, fixed: bool, max_staleness: int = 0) -> None:
         """`max_staleness`: weights steps that a rollout's first token may lie behind the wanted one."""
-        self.sampling, self.slots, self.fixed, self.max_staleness = sampling, slots, fixed, max_staleness
+        self.slots, self.fixed, self.max_staleness = slots, fixed, max_staleness
         self.given: dict[str, dict[str, GenerationRequest]] = {}
         """What each generator is at, by rollout."""
-        self.retried = 0
-        """Requests that went down with a generator and were handed out again."""
-        self.sampled: Counter[str] = Counter()
-        """Rollouts by the generator that gave them."""
+        self._retried = 0
+        self._sampled: Counter[str] = Counter()
         self._outstanding: Counter[str] = Counter()
         """Tokens, prompts included, that each generator may still have to go through."""
         self._queues: list[deque[GenerationRequest]] = [deque() for _ in range(slots if fixed else 1)]
@@ -53,11 +51,11 @@ class Dispatch:
 
     def ask(self, requests: Sequence[GenerationRequest]) -> None:
         """Queues requests; a rollout that was given may be asked for again, as the next turn of a dialogue."""
-        for request in requests:
+        for place, request in enumerate(requests):
             id = request.rollout_id
             assert id not in self._open, f"two requests for {id}"
             self._open.add(id)
-            self._queues[self._homes.setdefault(id, len(self._homes) % len(self._queues))].append(request)
+            self._queues[self._homes.setdefault(id, place % len(self._queues))].append(request)
         if not self.fixed:
             unanswered = sum(map(len, self._queues)) + sum(map(len, self.given.values()))
             self._window = min(WAVE, max(self._window, -(-unanswered // (SHARES * self.slots))))
@@ -98,8 +96,20 @@ class Dispatch:
                 f"asked {name} for {asked} rollouts, got {len(turn.rollouts)}, {turn.under_way} are under way: "
                 f"{len(given) - turn.under_way} missing, the first of {', '.join(list(given)[:3])}"
             )
-        self.sampled[name] += len(turn.rollouts)
+        self._sampled[name] += len(turn.rollouts)
         return turn.rollouts
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """These are done for good, and nothing more will be asked for them."""
+        for id in ids:
+            self._homes.pop(id, None)
+            self._tries.pop(id, None)
+
+    def told(self) -> tuple[Counter[str], int]:
+        """Rollouts by the generator that gave them, and how many requests were handed out again, since last asked."""
+        sampled, retried = self._sampled, self._retried
+        self._sampled, self._retried = Counter(), 0
+        return sampled, retried
 
     def lost(self, name: str, error: InfrastructureError) -> None:
         """Puts what this generator was at back in the front; raises the error where that has cost too many."""
@@ -108,14 +118,14 @@ class Dispatch:
         self._tries.update(given.keys())
         if any(self._tries[id] >= TRIES for id in given):
             raise error
-        self.retried += len(given)
+        self._retried += len(given)
         self._queue(self._slots[name]).extendleft(reversed(given.values()))
 
     def _queue(self, slot: int) -> deque[GenerationRequest]:
         return self._queues[slot if self.fixed else 0]
 
     def _tokens(self, request: GenerationRequest) -> int:
-        return len(request.prompt_ids) + self.sampling.max_tokens
+        return len(request.prompt_ids) + request.sampling.max_tokens
 
     def _check_weights(self, name: str, rollout: Rollout, wanted: int) -> None:
         if not wanted - self.max_staleness <= rollout.weights_step <= rollout.last_step <= wanted:

@@ -90,7 +90,6 @@ class Generator:
     def generate(
         self,
         requests: Sequence[GenerationRequest],
-        sampling: Sampling,
         *,
         weights_step: int | None = None,
         for_s: float = math.inf,
@@ -103,7 +102,7 @@ class Generator:
             self._check_may_sample(weights_step)
         for request in requests:
             assert request.rollout_id not in self._under_way, f"asked for {request.rollout_id} twice"
-            self.engine.add(request.rollout_id, request.prompt_ids, sampling, request.seed)
+            self.engine.add(request.rollout_id, request.prompt_ids, request.sampling, request.seed)
             self._under_way[request.rollout_id] = request
         end = time.monotonic() + for_s
         while self._under_way:

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
@@ -58,8 +59,9 @@ class GeneratorGroup:
         """What was released last; once there is one, rollouts of any other step are refused."""
         self.refit: Refit | None = None
         """How one that comes late is brought to the weights; without it, it waits for the next hand-over to all."""
+        self._session: Session | None = None
         self._dispatch: Dispatch | None = None
-        """Of the last session."""
+        """Of the last session, or the one that is open."""
 
     @property
     def actors(self) -> Mapping[str, Any]:
@@ -73,30 +75,29 @@ class GeneratorGroup:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
         """A rollout for each request, in their order, whoever is lost or comes meanwhile."""
-        done: dict[str, Rollout] = {}
-        with self.session(sampling) as session:
-            session.ask(requests)
-            while ended := session.take():
-                done.update((rollout.id, rollout) for rollout in ended)
-        return [done[request.rollout_id] for request in requests]
+        if self._session is not None:
+            return self._session.generate(requests, sampling)
+        with self.session() as session:
+            return session.generate(requests, sampling)
 
     @contextmanager
-    def session(self, sampling: Sampling, *, turn_s: float = math.inf, max_staleness: int = 0) -> Iterator["Session"]:
+    def session(self, *, turn_s: float = math.inf, max_staleness: int = 0) -> Iterator["Session"]:
         """Sampling under way: requests may be added as others end, and weights handed over in between.
 
         A generator samples for `turn_s` at a time; only between two turns it takes new requests or new weights. What
         is under way when they come goes on with them (`Rollout.swaps`); a rollout that would begin more than
-        `max_staleness` weights steps behind is refused.
+        `max_staleness` weights steps behind is refused. What is asked of the group by `generate` meanwhile is sampled
+        beside it.
         """
-        assert not self.fleet.calls.any(self.nodes), "one session at a time"
+        assert self._session is None, "one session at a time"
         fixed = self.fleet.minimum == self.fleet.wanted
-        dispatch = Dispatch(sampling, slots=self.fleet.wanted, fixed=fixed, max_staleness=max_staleness)
-        session = Session(self, dispatch, turn_s=turn_s)
+        self._dispatch = Dispatch(slots=self.fleet.wanted, fixed=fixed, max_staleness=max_staleness)
+        self._session = Session(self, self._dispatch, turn_s=turn_s)
         try:
-            yield session
+            yield self._session
         finally:
             self.fleet.calls.forget(list(self.nodes))
-            self._dispatch = dispatch
+            self._session = None
 
     def scale(self, wanted: int) -> None:
         """So many generators from here on, between two batches; those that come are brought to the weights first."""
@@ -142,13 +143,13 @@ class GeneratorGroup:
         everyone.wake()
 
     def census(self) -> dict[str, float]:
-        """`rollout/` metrics of the last batch, and of who came and went since this was last asked."""
+        """`rollout/` metrics of what was sampled, and of who came and went, since this was last asked."""
         joined, lost = self.fleet.came_and_went()
-        sampled = self._dispatch.sampled if self._dispatch else Counter()
+        sampled, retried = self._dispatch.told() if self._dispatch else (Counter[str](), 0)
         return {
             "rollout/generators": float(len(self.fleet.fit)),
             "rollout/share_max": max(sampled.values(), default=0) / max(1, sampled.total()),
-            "rollout/retried": float(self._dispatch.retried if self._dispatch else 0),
+            "rollout/retried": float(retried),
             "rollout/joined": float(joined),
             "rollout/lost_generators": float(lost),
         }
@@ -170,12 +171,27 @@ class Session:
     def __init__(self, group: GeneratorGroup, dispatch: Dispatch, *, turn_s: float) -> None:
         self.group, self.dispatch, self.turn_s = group, dispatch, turn_s
         self._in_turn: set[str] = set()
+        self._kept: dict[str, Rollout] = {}
+        """Ended while `generate` waited for others."""
+        self.refits = True
+        """Whether newcomers are brought to the weights between two turns. While the learner learns they cannot be: the
+        weights that are wanted are about to be no more. They wait for the next hand-over to all."""
         self._since: dict[str, float] = {}
         """When each generator that has something to do last gave a rollout, or was given its first request."""
 
-    def ask(self, requests: Sequence[GenerationRequest]) -> None:
-        """Adds requests; they begin with the next `take`."""
-        self.dispatch.ask(requests)
+    def ask(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> None:
+        """Adds requests, to be drawn so; they begin with the next `take`."""
+        self.dispatch.ask([replace(request, sampling=sampling) for request in requests])
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+        """A rollout for each of these, in their order; what else ends meanwhile is kept for `take`."""
+        self.ask(requests, sampling)
+        wanted, done = {request.rollout_id for request in requests}, dict[str, Rollout]()
+        while len(done) < len(wanted):
+            for rollout in self._turn():
+                (done if rollout.id in wanted else self._kept)[rollout.id] = rollout
+        self.dispatch.forget(wanted)
+        return [done[request.rollout_id] for request in requests]
 
     def take(self) -> list[Rollout]:
         """Rollouts that have ended, as soon as there are any; none once nothing is under way."""
@@ -186,12 +202,22 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is under way."""
-        return self.dispatch.done
+        """Whether nothing is under way, or waits to be taken."""
+        return self.dispatch.done and not self._kept
 
     def turn(self) -> list[Rollout]:
         """What one generator's turn came to, nothing perhaps; for who has something else to do between turns."""
-        self.group.refit_newcomers()
+        kept, self._kept = list(self._kept.values()), {}
+        return kept or self._turn()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nobody is there to go on."""
+        return not self.group.fleet.fit
+
+    def _turn(self) -> list[Rollout]:
+        if self.refits:
+            self.group.refit_newcomers()
         self._take_back()
         self._begin_turns()
         return self._end_turn()
@@ -207,9 +233,7 @@ class Session:
         group, fleet = self.group, self.group.fleet
         between = sorted(fleet.fit - self._in_turn, key=fleet.slots.__getitem__)
         for name, requests in self.dispatch.hand_out({name: fleet.slots[name] for name in between}).items():
-            ref = fleet.actors[name].generate.remote(
-                requests, self.dispatch.sampling, weights_step=group.weights_step, for_s=self.turn_s
-            )
+            ref = fleet.actors[name].generate.remote(requests, weights_step=group.weights_step, for_s=self.turn_s)
             doing = f"generating {len(self.dispatch.given[name])} rollouts"
             fleet.calls.add(name, ref, doing=doing, node=fleet.nodes[name], deadline_s=group.deadline_s)
             self._in_turn.add(name)

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from rlhf_ray.config import Config
 from rlhf_ray.errors import Interrupted
@@ -25,7 +26,7 @@ def train(
 
     Asked to stop, it finishes the step, saves and raises `Interrupted`; the same command goes on from there.
     """
-    with MetricsLog(folder.path) as log:
+    with MetricsLog(folder.path) as log, closing(ppo):
         log.truncate_after(start)
         saves = Saves(ppo.roles.learner, folder, say)
         seconds: list[float] = []

@@ -27,9 +27,10 @@ from rlhf_ray.data.prompts import PromptStream, distinct
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup, trouble
 from rlhf_ray.roles.weights import WeightsHandoff
+from rlhf_ray.training.ahead import Ahead
 from rlhf_ray.training.replacing import Answers, Replacing, spare_prompts
-from rlhf_ray.training.sampling import answers_to, sampling_of
-from rlhf_ray.types import Exchange, Prompt, Rollout, Sampling, Scored, Scores
+from rlhf_ray.training.sampling import answers_to, exchange_of, requests_for, sampling_of
+from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +60,71 @@ class PPO:
     ) -> None:
         self.roles, self.prompts, self.tokenizer, self.config = roles, prompts, tokenizer, config
         self.spares = prompts.in_another_order()
-        self.greedy = replace(sampling_of(config.rollout, tokenizer), temperature=0.0, top_p=1.0)
+        self.sampling = sampling_of(config.rollout, tokenizer)
+        self.ahead: Ahead | None = None
+        """With `rollout.max_staleness`, from the first step on."""
 
     def step(self, step: int) -> Step:
         """One pass around the loop; `step` counts from 0."""
         roles, record = self.roles, Record()
-        prompts = self.prompts.batch(step, self.config.rollout.prompts)
 
-        answers = self._whole(self._ask(prompts, step, record), step, record)
+        answers = self._whole(self._sampled(step, record), step, record)
         likeliest = self._likeliest(answers, step, record) if self.config.ppo.advantage == "remax" else None
         rewards = answers.earned
         if self.config.ppo.permute_rewards:
             rewards = permuted(rewards, seed=self.config.seed, step=step)
-        with self._room_for_learner():
-            with record.time("prepare"):
-                prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
-            with record.time("learn"):
-                learned = roles.learner.update()
+
+        def learn() -> dict[str, float]:
+            with self._room_for_learner():
+                with record.time("prepare"):
+                    prepared = roles.learner.prepare(Scored(answers.rollouts, rewards), likeliest)
+                with record.time("learn"):
+                    return {**prepared, **roles.learner.update()}
+
+        learned = learn() if self.ahead is None else self.ahead.meanwhile(step, learn)
         with record.time("sync"):
             sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
-        metrics = {**prepared, **learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
+        metrics = {**learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
         return Step(answers.rollouts, answers.exchanges, metrics)
+
+    def close(self) -> None:
+        """Gives up what is under way for steps to come."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
+
+    def _sampled(self, step: int, record: "Record") -> Answers:
+        """The step's answers and what they earned: sampled now, or while the steps before it were learnt."""
+        if not self.config.rollout.max_staleness:
+            return self._ask(self._prompts(step), step, record)
+        self.ahead = self.ahead or self._look_ahead()
+        with record.time("wait"):
+            answers, scores, seconds = self.ahead.answers(step)
+        record.scores += scores
+        record.seconds["time/rollout_s"] = seconds
+        return answers
+
+    def _look_ahead(self) -> Ahead:
+        config, tokenizer = self.config, self.tokenizer
+
+        def ask(step: int) -> tuple[list[Prompt], list[GenerationRequest]]:
+            prompts, room = self._prompts(step), config.rollout.max_tokens
+            samples, run_id = config.rollout.samples, str(config.run.id)
+            return prompts, requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=room)
+
+        return Ahead(
+            self.roles.generators,
+            ask,
+            lambda rollout, prompt: exchange_of(rollout, prompt, tokenizer),
+            self.roles.scorers.ask,
+            sampling=self.sampling,
+            steps=config.rollout.max_staleness,
+            last=config.ppo.steps - 1,
+        )
+
+    def _prompts(self, step: int) -> list[Prompt]:
+        return self.prompts.batch(step, self.config.rollout.prompts)
 
     def _room_for_learner(self) -> AbstractContextManager[None]:
         """Where engines and learner share a GPU's memory, the engines give theirs up in here."""
@@ -125,11 +169,13 @@ class PPO:
     def _likeliest(self, answers: Answers, step: int, record: "Record") -> Scored:
         """ReMax's baseline: for each rollout, the greedy answer to its prompt and what that earns."""
         prompts = distinct(exchange.prompt for exchange in answers.exchanges)
-        found = self._ask(prompts, f"{step}-greedy", record, sampling=self.greedy)
+        found = self._ask(
+            prompts, f"{step}-greedy", record, sampling=replace(self.sampling, temperature=0.0, top_p=1.0)
+        )
         earned = dict(zip((rollout.prompt_id for rollout in found.rollouts), found.earned, strict=True))
-        greedy = {rollout.prompt_id: rollout for rollout in found.rollouts}
+        likeliest = {rollout.prompt_id: rollout for rollout in found.rollouts}
         order = [rollout.prompt_id for rollout in answers.rollouts]
-        return Scored([greedy[prompt] for prompt in order], [earned[prompt] for prompt in order])
+        return Scored([likeliest[prompt] for prompt in order], [earned[prompt] for prompt in order])
 
 
 def permuted(rewards: Sequence[float], *, seed: int, step: int) -> list[float]:

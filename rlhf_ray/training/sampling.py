@@ -22,7 +22,7 @@ class Generating(Protocol):
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
         """One rollout a request, in their order."""
 
-    def session(self, sampling: Sampling) -> AbstractContextManager[Session]:
+    def session(self) -> AbstractContextManager[Session]:
         """For requests that follow from answers."""
 
 
@@ -89,11 +89,11 @@ def _dialogues(
             environment = make(prompt, rollout_seed(run_id, f"{step}-environment", prompt.id, sample))
             episodes[id] = Episode(id, prompt, environment, tokenizer, turns=turns, room=sampling.max_tokens)
             seeds[id] = drawn(prompt, sample)
-    with generators.session(sampling) as session:
-        session.ask([episode.request(next(seeds[id])) for id, episode in episodes.items()])
+    with generators.session() as session:
+        session.ask([episode.request(next(seeds[id])) for id, episode in episodes.items()], sampling)
         while ended := session.take():
             going_on = [answer.id for answer in ended if episodes[answer.id].answered(answer)]
-            session.ask([episodes[id].request(next(seeds[id])) for id in going_on])
+            session.ask([episodes[id].request(next(seeds[id])) for id in going_on], sampling)
     return [e.rollout() for e in episodes.values()], [e.exchange() for e in episodes.values()]
 
 
@@ -133,6 +133,9 @@ def exchanges_of(
 ) -> list[Exchange]:
     """The rollouts as text, in their order."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    return [
-        Exchange(by_id[rollout.prompt_id], decode_response(tokenizer, rollout.response_ids)) for rollout in rollouts
-    ]
+    return [exchange_of(rollout, by_id[rollout.prompt_id], tokenizer) for rollout in rollouts]
+
+
+def exchange_of(rollout: Rollout, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Exchange:
+    """A rollout of this prompt as text."""
+    return Exchange(prompt, decode_response(tokenizer, rollout.response_ids))

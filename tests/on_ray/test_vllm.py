@@ -176,8 +176,8 @@ def test_weights_swapped_while_rollouts_are_under_way_cut_none_short_and_are_sta
     sampling = Sampling(max_tokens=48)
     first = next_step(learner)
     handoff.publish(first)
-    with generators.session(sampling, turn_s=0.02, max_staleness=1) as session:
-        session.ask(requests)
+    with generators.session(turn_s=0.02, max_staleness=1) as session:
+        session.ask(requests, sampling)
         rollouts = session.take()
         before = logprobs_by(learner, rollouts, sampling)
         handoff.publish(next_step(learner))

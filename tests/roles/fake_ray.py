@@ -49,20 +49,31 @@ class FakeRay:
 
 
 class Ref:
-    """A call under way; what it does is done when its time has come, if its actor lives then."""
+    """A call under way; an actor does one after the other, each when its time has come, if it lives then."""
 
     def __init__(self, ray: FakeRay, handle: "Handle", method: str, do: Callable[[], Any]) -> None:
         self.ray, self.handle, self.method, self.do = ray, handle, method, do
-        self.ends = NEVER if method in handle.hangs_at else ray.now + (handle.seconds if method == "generate" else 0)
+        takes = NEVER if method in handle.hangs_at else handle.seconds if method == "generate" else 0.0
         if method == "whereabouts" and isinstance(start := ray.starts.get(handle.name, 0.0), float | int):
-            self.ends = ray.now + start
+            takes = start
+        self.ends = max(ray.now, handle.queue[-1].ends if handle.queue else 0.0) + takes
+        handle.queue.append(self)
+        self.outcome: Any = None
 
     def result(self) -> Any:
+        while self in self.handle.queue:
+            self.handle.queue.pop(0).run()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def run(self) -> None:
         if self.method in self.handle.dies_at:
             self.handle.alive = False
-        if not self.handle.alive:
-            raise ActorDiedError
-        return self.do()
+        try:
+            self.outcome = self.do() if self.handle.alive else ActorDiedError()
+        except Exception as error:
+            self.outcome = error
 
 
 class Handle:
@@ -75,6 +86,7 @@ class Handle:
         self.hangs_at: set[str] = set()
         self.seconds = 1.0
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.queue: list[Ref] = []
 
     def __getattr__(self, method: str) -> Any:
         handle = self

@@ -125,7 +125,7 @@ def test_rollouts_of_another_step_than_was_released_are_refused_though_the_gener
     role = fake_ray.handles["generator-0"].role
     honest = role.generate
     role.engine.stamp(3)
-    role.generate = lambda requests, sampling, **_: honest(requests, sampling)
+    role.generate = lambda requests, **_: honest(requests)
     with pytest.raises(InfrastructureError, match=r"sampled run/0/p0/0 at weights steps \[3\], step 0 is wanted"):
         group.generate(some_requests(1), Sampling())
 
@@ -420,10 +420,10 @@ def test_a_request_goes_to_the_generator_with_the_fewest_outstanding_tokens(make
 
 def test_rollouts_come_as_they_end_and_requests_may_be_added_meanwhile(make_group: Any) -> None:
     group = make_group(1)
-    with group.session(Sampling(), turn_s=0) as session:
-        session.ask([make_request(0, prompt_ids=(5, 6, 7)), make_request(1, prompt_ids=(5,))])
+    with group.session(turn_s=0) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7)), make_request(1, prompt_ids=(5,))], Sampling())
         assert ids(session.take()) == ["run/0/p1/0"]
-        session.ask([make_request(2, prompt_ids=(5,))])
+        session.ask([make_request(2, prompt_ids=(5,))], Sampling())
         assert sorted(ids(session.take())) == ["run/0/p0/0", "run/0/p2/0"]
         assert session.take() == []
     assert ids(group.generate(some_requests(2), Sampling())) == ["run/0/p0/0", "run/0/p1/0"]
@@ -433,8 +433,8 @@ def test_weights_handed_over_between_two_turns_are_stamped_on_the_tokens_that_th
     group = make_group(1)
     handoff, learner = hand_off(group)
     handoff.publish(1)
-    with group.session(Sampling(), turn_s=0, max_staleness=1) as session:
-        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))])
+    with group.session(turn_s=0, max_staleness=1) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))], Sampling())
         (short,) = session.take()
         learner.learner.weights_step, learner.learner.logprob = 2, -3.0
         handoff.publish(2)
@@ -455,8 +455,8 @@ def test_what_one_was_at_that_dies_under_a_hand_over_in_between_is_done_by_anoth
     handoff.publish(1)
     fake_ray.starts |= {"generator-0.2": 1e6}
     requests = [make_request(i, prompt_ids=(5,) * (2 + i)) for i in range(8)]
-    with group.session(Sampling(), turn_s=0, max_staleness=1) as session:
-        session.ask(requests)
+    with group.session(turn_s=0, max_staleness=1) as session:
+        session.ask(requests, Sampling())
         ended = session.take()
         learner.learner.weights_step = 2
         fake_ray.handles["generator-0"].dies_at = [method]
@@ -471,8 +471,8 @@ def test_a_rollout_that_began_too_many_weights_steps_ago_is_refused(make_group: 
     group = make_group(1)
     handoff, learner = hand_off(group)
     handoff.publish(1)
-    with group.session(Sampling(), turn_s=0) as session:
-        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))])
+    with group.session(turn_s=0) as session:
+        session.ask([make_request(0, prompt_ids=(5, 6, 7, 8, 9)), make_request(1, prompt_ids=(5,))], Sampling())
         session.take()
         learner.learner.weights_step = 2
         handoff.publish(2)
@@ -486,8 +486,8 @@ def test_one_that_takes_its_turns_and_ends_nothing_is_dropped_and_its_work_done_
     group = make_group(2, 1)
     group.fleet.look()
     fake_ray.handles["generator-0"].role.engine.step = list
-    with group.session(Sampling(), turn_s=0) as session:
-        session.ask(some_requests(4))
+    with group.session(turn_s=0) as session:
+        session.ask(some_requests(4), Sampling())
         ended = [rollout for _ in range(4) for rollout in session.take()]
     assert sorted(ids(ended)) == [f"run/0/p{i}/0" for i in range(4)]
     assert fake_ray.killed == ["generator-0"]

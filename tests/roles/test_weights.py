@@ -13,7 +13,7 @@ from rlhf_ray.roles.weights import (
     WeightsHandoff,
     probe_prompts,
 )
-from rlhf_ray.types import Sampling, WeightsReceipt
+from rlhf_ray.types import WeightsReceipt
 from tests.roles.fakes import EchoEngine, FakeLearner, LocalPush, Recorder, make_request
 
 
@@ -33,7 +33,7 @@ def test_weights_are_pushed_loaded_verified_and_released_in_this_order() -> None
 def test_after_a_hand_off_generators_sample_with_the_new_step() -> None:
     generator = Generator(EchoEngine(), weights_step=0)
     make_handoff(FakeLearner(-2.0, weights_step=1), g=generator)[0].publish(1)
-    assert generator.generate([make_request()], Sampling()).rollouts[0].weights_step == 1
+    assert generator.generate([make_request()]).rollouts[0].weights_step == 1
 
 
 class StaleEngine(EchoEngine):
@@ -52,7 +52,7 @@ def test_an_engine_that_kept_its_old_weights_is_named_with_both_figures_and_not_
         handoff.publish(1)
     assert recorder.events == ["push", "load", "verify"]
     with pytest.raises(InfrastructureError):
-        stale.generate([make_request()], Sampling())
+        stale.generate([make_request()])
 
 
 def test_a_difference_above_the_tolerance_is_caught_and_one_below_is_not() -> None:

@@ -4,6 +4,7 @@ checkpoints and log, around an engine that samples from the weights that it was 
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ class OneGenerator:
         self.one = Generator(SamplingEngine(base))
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        return self.one.generate(requests, sampling).rollouts
+        return self.one.generate([replace(request, sampling=sampling) for request in requests]).rollouts
 
     def names(self) -> list[str]:
         return ["one"]
