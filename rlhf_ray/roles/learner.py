@@ -32,7 +32,7 @@ from rlhf_ray.roles.advantage import AdvantageEstimator, Responses
 from rlhf_ray.roles.batch import Batch, Tokens, collate, collate_rollouts
 from rlhf_ray.roles.budget import TokenBudget
 from rlhf_ray.roles.loading import adopt_policy, load_networks
-from rlhf_ray.roles.mismatch import behaviour_of, mismatch
+from rlhf_ray.roles.mismatch import behaviour_of, fresh_of, mismatch
 from rlhf_ray.roles.networks import ALONE, Networks
 from rlhf_ray.roles.objective import Objective
 from rlhf_ray.roles.optimizers import load_moments, make_optimizer, moments_of
@@ -145,7 +145,9 @@ class Learner:
             "objective/kl": kl_response,
             "objective/kl_coef": self.kl.coef,
             "objective/entropy": float(masked_mean(own.entropy, mask)),
-            **mismatch(behaviour, sampled_logprobs, unsure, mask),
+            **mismatch(
+                behaviour, sampled_logprobs, unsure, mask, fresh_of(rollouts, self.weights_step, like=behaviour)
+            ),
         }
         if self.config.rollout.samples > 1:
             metrics["objective/equal_groups"] = float((spread_of(raw, responses.groups) < 1e-6).float().mean())

@@ -179,7 +179,9 @@ def summarise(config: Config, folder: RunFolder, *, kl: float, wall_s: float) ->
         "feedback": folder.read_json("feedback.json"),
         "kl": kl,
         "kl_limit": config.ppo.kl.limit,
-        "mismatch_max_abs": max((row.get("mismatch/max_abs") or 0.0 for row in metrics), default=None),
+        "mismatch_max_abs": max(
+            (row["mismatch/max_abs"] for row in metrics if "mismatch/max_abs" in row), default=None
+        ),
         "versions": versions(),
         "seconds_by_stage": {**stages, timed: stages.get(timed, 0.0) + wall_s},
     }

@@ -16,7 +16,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -85,7 +85,7 @@ class PPO:
         with record.time("sync"):
             sync = roles.handoff.publish(step + 1) | roles.generators.census()
 
-        metrics = {**learned, **sync, **record.metrics, **describe(answers.rollouts, record.seconds, step)}
+        metrics = {**learned, **sync, **record.metrics, **describe(answers.rollouts, record.sampled_s, step)}
         return Step(answers.rollouts, answers.exchanges, metrics)
 
     def close(self) -> None:
@@ -99,10 +99,9 @@ class PPO:
         if not self.config.rollout.max_staleness:
             return self._ask(self._prompts(step), step, record)
         self.ahead = self.ahead or self._look_ahead()
-        with record.time("wait"):
-            answers, scores, seconds = self.ahead.answers(step)
+        with record.time("rollout"):  # what of it was left to wait for
+            answers, scores, record.sampled_s = self.ahead.answers(step)
         record.scores += scores
-        record.seconds["time/rollout_s"] = seconds
         return answers
 
     def _look_ahead(self) -> Ahead:
@@ -146,6 +145,8 @@ class PPO:
                 step=step,
                 sampling=sampling,
             )
+        if self.ahead is None:
+            record.sampled_s = record.seconds["time/rollout_s"]
         with record.time("score"):
             scores = self.roles.scorers.ask(exchanges)
         record.scores.append(scores)
@@ -183,7 +184,7 @@ def permuted(rewards: Sequence[float], *, seed: int, step: int) -> list[float]:
     return random.Random(f"permute/{seed}/{step}").sample(list(rewards), len(rewards))
 
 
-def describe(rollouts: Sequence[Rollout], seconds: Mapping[str, float], step: int) -> dict[str, float]:
+def describe(rollouts: Sequence[Rollout], sampled_s: float, step: int) -> dict[str, float]:
     """What the rollouts themselves tell: lengths, ends, speed, and how stale their weights were."""
     lengths = [len(rollout.response_ids) for rollout in rollouts]
     staleness = [step - rollout.weights_step for rollout in rollouts]
@@ -191,7 +192,7 @@ def describe(rollouts: Sequence[Rollout], seconds: Mapping[str, float], step: in
         "episode": float((step + 1) * len(rollouts)),
         "rollout/length_mean": statistics.fmean(lengths),
         "rollout/finished": statistics.fmean(rollout.finish_reason == "stop" for rollout in rollouts),
-        "rollout/tokens_per_s": sum(lengths) / seconds["time/rollout_s"],
+        "rollout/tokens_per_s": sum(lengths) / sampled_s,
         "rollout/staleness_mean": statistics.fmean(staleness),
         "rollout/staleness_max": float(max(staleness)),
     }
@@ -206,6 +207,8 @@ class Record:
         self.scores: list[Scores] = []
         """All that scorers had to say."""
         self.counts: dict[str, float] = {}
+        self.sampled_s = 0.0
+        """From the first request to the last rollout."""
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:

@@ -60,7 +60,7 @@ def test_the_metrics_hold_every_phase_and_what_the_roles_said() -> None:
 def test_staleness_is_the_step_less_the_step_that_sampled() -> None:
     roles = Roles()
     rollouts = make_ppo(roles).step(0).rollouts
-    assert describe([stale(rollouts[0], 2), rollouts[1]], {"time/rollout_s": 1.0}, 0)["rollout/staleness_max"] == 2
+    assert describe([stale(rollouts[0], 2), rollouts[1]], 1.0, 0)["rollout/staleness_max"] == 2
 
 
 def test_the_control_permutes_the_same_rewards() -> None:
