@@ -366,6 +366,11 @@ class Config(Section):
                 f"resources.weights_transport={resources.weights_transport} carries weights between GPUs: set "
                 "resources.generator_gpus and resources.learner_gpus, or leave it out"
             )
+        if resources.weights_transport == "cuda_ipc" and parts * resources.learner_ranks > 1:
+            raise ValueError(
+                "resources.weights_transport=cuda_ipc is for one learner and engines on the same GPU: leave "
+                "engine_tensor_parallel, engine_pipeline_parallel and learner_ranks at 1, or take nccl"
+            )
         if (resources.engine_sleep or resources.engine_quantisation != "none") and not resources.generator_gpus:
             raise ValueError("resources.engine_sleep and engine_quantisation are for engines on a GPU: leave them out")
 

@@ -180,7 +180,7 @@ def summarise(config: Config, folder: RunFolder, *, kl: float, wall_s: float) ->
         "kl": kl,
         "kl_limit": config.ppo.kl.limit,
         "mismatch_max_abs": max(
-            (row["mismatch/max_abs"] for row in metrics if "mismatch/max_abs" in row), default=None
+            (gap for row in metrics if (gap := row.get("mismatch/max_abs")) is not None), default=None
         ),
         "versions": versions(),
         "seconds_by_stage": {**stages, timed: stages.get(timed, 0.0) + wall_s},

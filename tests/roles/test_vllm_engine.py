@@ -76,6 +76,13 @@ def test_weights_come_from_gpu_to_gpu_only_where_both_have_one() -> None:
             load_config(None, ["run.id=e", setting, *gpus[:1]])
 
 
+def test_a_handle_on_gpu_memory_is_for_one_gpu() -> None:
+    shared = ["run.id=e", "resources.weights_transport=cuda_ipc", "resources.learner_gpus=0.5"]
+    for several in (["resources.learner_ranks=2"], ["resources.engine_tensor_parallel=2"]):
+        with pytest.raises(ConfigError, match="is for one learner and engines on the same GPU"):
+            load_config(None, [*shared, "resources.generator_gpus=2", *several])
+
+
 def test_an_engine_beside_the_learner_gives_its_memory_up_and_takes_it_again(
     made: dict[str, Any], tmp_path: Path
 ) -> None:
