@@ -110,7 +110,7 @@ def measure(size: str, rounds: int) -> bool:
     parameters = sum(p.numel() for p in policy.parameters()) / 1e6
     print(
         f"{size} ({parameters:.1f}M parameters): generate {halves[0]:.2f} s, score to learn {halves[1]:.2f} s, "
-        f"each alone; overlapped step {statistics.median(together):.2f} s, {ratio:.2f} of the longer (wanted: {WANTED})",
+        f"each alone; overlapped {statistics.median(together):.2f} s, {ratio:.2f} of the longer (wanted: {WANTED})",
         flush=True,
     )
     return ratio <= WANTED

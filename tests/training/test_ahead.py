@@ -11,7 +11,6 @@ import pytest
 
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError, InfrastructureError
-from rlhf_ray.roles import calls, fleet, generators
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training import ahead
@@ -23,15 +22,10 @@ from tests.roles.fakes import FakeLearner, Recorder
 SAMPLES = 2
 
 
-@pytest.fixture
-def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    fake = FakeRay()
-    for module in (calls, fleet):
-        monkeypatch.setattr(module, "ray", fake)
-    for module in (calls, fleet, generators):
-        monkeypatch.setattr(module, "time", fake)
-    monkeypatch.setattr(ahead, "TURN_S", 0)  # an engine step a turn, so that weights come in mid-rollout
-    return fake
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine step a turn, so that weights come in mid-rollout."""
+    monkeypatch.setattr(ahead, "TURN_S", 0)
 
 
 def make_group(fake_ray: FakeRay, *, wanted: int = 3, minimum: int | None = 1) -> tuple[GeneratorGroup, WeightsHandoff]:

@@ -9,7 +9,6 @@ import pytest
 from rlhf_ray.config import Config, load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.policy import load_tokenizer
-from rlhf_ray.roles import calls, fleet, generators
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.training.sampling import answers_to, sampling_of
 from rlhf_ray.types import Message, Prompt
@@ -41,16 +40,6 @@ class Curious:
 
     def reward(self) -> float | None:
         return 0.5
-
-
-@pytest.fixture
-def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    fake = FakeRay()
-    for module in (calls, fleet):
-        monkeypatch.setattr(module, "ray", fake)
-    for module in (calls, fleet, generators):
-        monkeypatch.setattr(module, "time", fake)
-    return fake
 
 
 @pytest.fixture
