@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.models.files import read_folder
+from rlhf_ray.roles.weights import CACHE_BLOCK
 from rlhf_ray.serving.backends import GenerateCall, TokenLogprob
 from rlhf_ray.serving.canary import Piece, ServingEngine
 from rlhf_ray.serving.errors import ApiError
@@ -55,6 +56,7 @@ class VllmServingEngine(ServingEngine):
             max_model_len=context,
             max_num_seqs=MAX_SEQUENCES,
             max_num_batched_tokens=max(BATCHED_TOKENS, context),
+            block_size=CACHE_BLOCK,  # what the canary's prompts are longer than
             enable_prefix_caching=True,
             # see roles/vllm_engine.py: a seeded request whose prompt was read in part only cannot be wound back on CPU
             enable_chunked_prefill=on_gpu,
