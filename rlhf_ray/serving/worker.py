@@ -5,7 +5,6 @@ object has to be sent.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from rlhf_ray.errors import ModelError
 from rlhf_ray.models.stored import weights_of
 from rlhf_ray.roles.vllm_worker import forget_packed_experts
 from rlhf_ray.serving.orphans import end_with_parent
+from rlhf_ray.transport.parcels import take_in
 
 
 class Worker(Protocol):
@@ -55,6 +55,5 @@ def digest_of(folder: Path) -> str:
 def hashed(weights: Iterable[tuple[str, Tensor]], sha: Any) -> Iterator[tuple[str, Tensor]]:
     """The same weights; each goes into the hash before it is handed on."""
     for name, tensor in weights:
-        sha.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        take_in(sha, (name, tensor.contiguous()))
         yield name, tensor

@@ -1,9 +1,9 @@
-"""Where a step's answers come from: asked for when their turn has come, or sampled ahead while the learner learns.
+"""A step's answers, sampled and scored ahead while the learner learns from the steps before it.
 
-Both are given to the page, which is the same for both. Ahead, up to `rollout.max_staleness` steps are under way beside
-the learner; new weights are handed over in between, and what is under way goes on with them. So the first token of a
-rollout is at most as many weights steps behind as there are steps ahead of the one that is learnt from: the bound holds
-by the order of things, and the group refuses what would break it.
+Up to `rollout.max_staleness` steps are under way beside the learner; new weights are handed over in between, and what
+is under way goes on with them. So the first token of a rollout is at most as many weights steps behind as there are
+steps ahead of the one that is learnt from: the bound holds by the order of things, and the group refuses what would
+break it.
 """
 
 import time
@@ -23,7 +23,7 @@ SCORED_AT_ONCE = 4
 """A step's answers are scored in at most so many parts, as they end."""
 
 
-class Batch:
+class Upcoming:
     """A step's rollouts as they end, and what they earn."""
 
     def __init__(self, prompts: Sequence[Prompt], requests: Sequence[GenerationRequest]) -> None:
@@ -73,7 +73,7 @@ class Ahead:
         self._scoring = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="score"))
         self._next: int | None = None
         """The first step that nothing was asked for yet."""
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, Upcoming] = {}
         self._step_of: dict[str, int] = {}
         """By rollout under way."""
 
@@ -114,7 +114,7 @@ class Ahead:
         self._next = step if self._next is None else self._next
         while self._next <= step:
             prompts, requests = self.ask(self._next)
-            self._batches[self._next] = Batch(prompts, requests)
+            self._batches[self._next] = Upcoming(prompts, requests)
             self._step_of.update((request.rollout_id, self._next) for request in requests)
             self._session.ask(requests, self.sampling)
             self._next += 1
@@ -126,7 +126,7 @@ class Ahead:
             if batch.whole or len(batch.waiting) * SCORED_AT_ONCE >= len(batch.order):
                 self._score(batch)
 
-    def _score(self, batch: Batch) -> None:
+    def _score(self, batch: Upcoming) -> None:
         ids, batch.waiting = batch.waiting, []
         for id in ids:
             rollout = batch.rollouts[id]

@@ -4,6 +4,7 @@ Whoever is to receive is named with each parcel. Where that is not who received 
 port that the sender opens; its place comes with the parcel.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple
@@ -40,8 +41,8 @@ class Meeting(NamedTuple):
         return 1 + self.receivers.index(receiver.name) * self.workers + receiver.worker
 
 
-class GroupTransport:
-    """See the module."""
+class GroupTransport(ABC):
+    """See the module; the backends differ in the group alone."""
 
     name: ClassVar[TransportName]
     from_memory: ClassVar[bool]
@@ -111,8 +112,9 @@ class GroupTransport:
             self._store = TCPStore(meeting.host, meeting.port, meeting.size, timeout=deadline)
         return self._make_group(PrefixStore("weights", self._store), place, meeting.size, deadline)
 
+    @abstractmethod
     def _make_group(self, store: Store, place: int, size: int, deadline: timedelta) -> Any:
-        raise NotImplementedError
+        """torch's process group of this backend."""
 
     def _leave(self) -> None:
         self._group = self._store = self._meeting = None

@@ -115,10 +115,15 @@ class Digest:
         return self._sha.hexdigest()
 
     def _take(self, bundle: Sequence[Named]) -> None:
-        for (_, tensor), piece in zip(bundle, pieces_of(bundle), strict=True):
-            self._sha.update(json.dumps(piece).encode())
-            flat = raw(tensor)
-            self._sha.update(fingerprint(flat) if flat.is_cuda else flat.numpy().data)
+        for named in bundle:
+            take_in(self._sha, named)
+
+
+def take_in(sha: Any, named: Named) -> None:
+    """Adds a tensor to a hash: its name, shape, dtype and bytes, or what stands for them on a GPU."""
+    (piece,), flat = pieces_of([named]), raw(named[1])
+    sha.update(json.dumps(piece).encode())
+    sha.update(fingerprint(flat) if flat.is_cuda else flat.numpy().data)
 
 
 def raw(tensor: Tensor) -> Tensor:

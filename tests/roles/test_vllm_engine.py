@@ -10,6 +10,7 @@ import pytest
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.roles.placement import engine_for
+from rlhf_ray.roles.weights import CACHE_BLOCK
 from tests.models.tiny import make_policy_folder
 
 
@@ -45,6 +46,7 @@ def test_by_default_it_is_one_process_in_float32_that_holds_nothing_back(made: d
     assert (made["tensor_parallel_size"], made["pipeline_parallel_size"]) == (1, 1)
     assert made["distributed_executor_backend"] == "uni"
     assert made["enable_prefix_caching"]
+    assert made["block_size"] == CACHE_BLOCK  # what probes are longer than
     assert made["logprobs_mode"] == "processed_logprobs"
 
 

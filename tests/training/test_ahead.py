@@ -136,8 +136,8 @@ def test_weights_that_come_in_mid_rollout_go_on_with_it(fake_ray: FakeRay) -> No
     assert crossed
 
 
-@pytest.mark.slow
-def test_in_1000_steps_of_slow_and_dying_generators_nothing_waits_for_ever(fake_ray: FakeRay) -> None:
+@pytest.mark.parametrize("steps", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_with_slow_and_dying_generators_nothing_waits_for_ever(fake_ray: FakeRay, steps: int) -> None:
     draw, died = Random(0), 0
 
     def disturb(step: int, group: GeneratorGroup) -> None:
@@ -151,10 +151,10 @@ def test_in_1000_steps_of_slow_and_dying_generators_nothing_waits_for_ever(fake_
         fake_ray.starts.update({f"generator-{i}.{n}": draw.uniform(0, 30) for i in range(3) for n in range(2, 400)})
 
     for made in run(
-        fake_ray, steps=1000, staleness=2, work=lambda _: time.sleep(draw.choice([0, 0.002])), disturb=disturb
+        fake_ray, steps=steps, staleness=2, work=lambda _: time.sleep(draw.choice([0, 0.002])), disturb=disturb
     ):
         check(*made, 2)
-    assert died > 150
+    assert died > steps / 10
 
 
 def test_what_the_learner_raises_ends_the_step(fake_ray: FakeRay) -> None:
