@@ -141,6 +141,28 @@ def scale(run: Run, generators: Annotated[int, typer.Argument(min=1, help="Engin
 
 
 @app.command()
+def profile(
+    run: Run,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Settings that the steps are tried with: dotted.key=value"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many are watched, after one or two that warm up.")] = 4,
+) -> None:
+    """Who works when, who waits: a few steps more of a run's loop, thrown away afterwards.
+
+    Prints each role's share of the time, leaves trace.json in the run's folder (open it at https://ui.perfetto.dev) and
+    draws the same in its report. The run's policy, checkpoints and metrics stay as they are.
+    """
+    from rlhf_ray.training.profile import profile as watch
+    from rlhf_ray.training.profile import table
+
+    for line in table(watch(run, settings or [], steps=steps, say=typer.echo)):
+        typer.echo(line)
+    typer.echo(f"{run / 'trace.json'} for https://ui.perfetto.dev; {run / 'report.html'}")
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write a run's report.html anew from the files in its folder."""
     from rlhf_ray.training.report import write_report

@@ -11,6 +11,7 @@ from rlhf_ray.config import ResourcesConfig
 from rlhf_ray.models.checkpoint import Checkpoint
 from rlhf_ray.rewards.combined import CombinedRewards
 from rlhf_ray.roles.batch import Batch
+from rlhf_ray.roles.busy import Notes, noting
 from rlhf_ray.roles.generator import Engine, Generator
 from rlhf_ray.roles.learner import Learner
 from rlhf_ray.roles.ranks import free_port, join_ranks
@@ -20,7 +21,7 @@ from rlhf_ray.transport.transports import make_transport
 from rlhf_ray.types import Exchange, Rollout, Sampling, Scored, Scores
 
 
-class _Resident:
+class _Resident(Notes):
     """What every actor can say of itself."""
 
     def whereabouts(self) -> str:
@@ -28,6 +29,7 @@ class _Resident:
         return f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, pid {os.getpid()})"
 
 
+@noting("generate", "load_weights", "probe", "release", "sleep", "wake")
 class GeneratorActor(_Resident, Generator):
     """A generator that makes its engine where it runs."""
 
@@ -35,6 +37,7 @@ class GeneratorActor(_Resident, Generator):
         super().__init__(make_engine(), name=name, weights_step=weights_step)
 
 
+@noting("score")
 class ScorerActor(_Resident):
     """Sources of rewards, made where the scorer runs."""
 
@@ -46,6 +49,7 @@ class ScorerActor(_Resident):
         return self.rewards.score(exchanges)
 
 
+@noting("prepare", "update", "push", "logprobs_of", "mean_kl", "save", "load")
 class LearnerActor(_Resident):
     """A rank of the learner, made where it runs; what it has prepared stays with it."""
 

@@ -13,7 +13,9 @@ With `resources.pin_roles` a role asks for a seat of its own name besides, which
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +40,9 @@ from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
 
 AnyGroup = Group | GeneratorGroup
+Say = Callable[[str], None]
+SAID_EVERY_S = 20.0
+"""While roles start."""
 _G = TypeVar("_G", bound=AnyGroup)
 
 
@@ -48,7 +53,8 @@ class Placement:
         self.config = config
         self.started = started
         """Whether Ray itself is ours to stop."""
-        self.threads = config.resources.threads or _threads(config, _usable_cores(local=started))
+        self.cores = _usable_cores(local=started)
+        self.threads = config.resources.threads or _threads(config, self.cores)
         self._groups: list[AnyGroup] = []
 
     def start_generators(
@@ -57,7 +63,7 @@ class Placement:
         *,
         weights_step: int | None = None,
         make_engine: Callable[[], Engine] | None = None,
-        say: Callable[[str], None] = print,
+        say: Say = print,
     ) -> GeneratorGroup:
         """`rollout.generators` engines on a policy folder; with a `weights_step` they may sample from it at once.
 
@@ -109,19 +115,21 @@ class Placement:
         }
         return self._add(LearnerGroup(actors, deadline_s=resources.call_deadline_s, starting=starting))
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, *, say: Say | None = None) -> None:
         """Returns once every actor started so far has its model, of generators once enough have; side by side.
 
-        Raises the first one's own error, or `DeadlineExceeded` after `resources.start_deadline_s`.
+        `say` hears who starts, with what, and how long it takes. Raises the first one's own error, or
+        `DeadlineExceeded` after `resources.start_deadline_s`.
         """
-        waiting = [group for group in self._groups if isinstance(group, Group) and not group.nodes]
-        calls = {name: ref for group in waiting for name, ref in group.ready().items()}
-        nodes = gather(calls, deadline_s=self.config.resources.start_deadline_s, doing="starting")
-        for group in waiting:
-            group.nodes = {name: nodes[name] for name in group.actors}
-        for generators in self._groups:
-            if isinstance(generators, GeneratorGroup):
-                generators.fleet.wait_ready()
+        with self._telling(say) if say else contextlib.nullcontext():
+            waiting = [group for group in self._groups if isinstance(group, Group) and not group.nodes]
+            calls = {name: ref for group in waiting for name, ref in group.ready().items()}
+            nodes = gather(calls, deadline_s=self.config.resources.start_deadline_s, doing="starting")
+            for group in waiting:
+                group.nodes = {name: nodes[name] for name in group.actors}
+            for generators in self._groups:
+                if isinstance(generators, GeneratorGroup):
+                    generators.fleet.wait_ready()
 
     def run_task(
         self,
@@ -179,6 +187,38 @@ class Placement:
     def _add(self, group: _G) -> _G:
         self._groups.append(group)
         return group
+
+    @contextlib.contextmanager
+    def _telling(self, say: Say) -> Iterator[None]:
+        """Says who starts, every now and then who is not there yet, and how long it took."""
+        if not (names := self._not_ready()):
+            yield
+            return
+        began, over = time.monotonic(), threading.Event()
+        say(f"starting {', '.join(names)}: {self._share()}")
+
+        def remind() -> None:
+            while not over.wait(SAID_EVERY_S):
+                say(f"still starting after {time.monotonic() - began:.0f} s: {', '.join(self._not_ready())}")
+
+        reminder = threading.Thread(target=remind, name="starting", daemon=True)
+        reminder.start()
+        try:
+            yield
+        finally:
+            over.set()
+            reminder.join()
+        say(f"ready after {time.monotonic() - began:.1f} s")
+
+    def _not_ready(self) -> list[str]:
+        return [name for group in self._groups for name in list(group.actors) if name not in group.nodes]
+
+    def _share(self) -> str:
+        """What each role has of the machine."""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)} each, {self.cores} cores"
+        shares = {role: needs(self.config.resources, role)["GPU"] for role in head_count(self.config)}
+        gpus = ", ".join(f"{share:g} for each {role}" for role, share in shares.items() if share)
+        return f"{threads}; " + (f"GPUs: {gpus}" if gpus else "no GPU")
 
 
 def engine_for(config: Config, model: Path) -> Callable[[], Engine]:

@@ -4,7 +4,7 @@ Every text passes through `element`, which escapes it; what the functions return
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -12,6 +12,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 14, 34
 RELIABILITY_HEIGHT = 260
+LANE, LANE_NAMES = 26, 84
+"""Height of a timeline's lane, and room for their names."""
 MOST_POINTS = 400
 """A longer series is drawn by its buckets' extremes, so that a spike of one step stays visible."""
 
@@ -41,6 +43,15 @@ class Interval:
     label: str
     value: float
     bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of time in a lane of `timeline`."""
+
+    kind: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +183,25 @@ def interval_plot(rows: Sequence[Interval], *, label: str, x_label: str, chance:
             (low, _), (high, _) = frame.at(row.bounds[0], 0), frame.at(row.bounds[1], 0)
             parts.append(element("line", cls="line0 whisker", x1=low, x2=high, y1=y, y2=y))
         parts.append(element("circle", cls="fill0", cx=x, cy=y, r=4.5))
+    return _svg(parts, label, height=height)
+
+
+def timeline(lanes: Mapping[str, Sequence[Bar]], *, kinds: Sequence[str], label: str) -> Markup | None:
+    """Each lane's bars over seconds, lanes under each other; a bar's colour is its kind's place in `kinds`."""
+    end = max((bar.end for bars in lanes.values() for bar in bars), default=0.0)
+    if not end:
+        return None
+    height = TOP + BOTTOM + LANE * len(lanes)
+    frame = Frame((0.0, end), (0.0, float(len(lanes))), height=height, left=LANE_NAMES)
+    parts = [frame.axes("seconds", whole_x=False, grid=False)]
+    for number, (name, bars) in enumerate(lanes.items()):
+        top = frame.at(0.0, len(lanes) - number)[1]
+        parts.append(element("text", name, cls="name end", x=LANE_NAMES - 6, y=top + LANE / 2 + 4))
+        for bar in bars:
+            (x0, _), (x1, _) = frame.at(bar.start, 0), frame.at(bar.end, 0)
+            said = _title(f"{name}, {bar.kind}: {bar.end - bar.start:.2f} s")
+            box = {"x": x0, "y": top + 3, "width": max(0.3, round(x1 - x0, 1)), "height": LANE - 6}
+            parts.append(element("rect", said, cls=f"fill{kinds.index(bar.kind)}", **box))
     return _svg(parts, label, height=height)
 
 

@@ -51,7 +51,7 @@ class Context(Protocol):
 
     @property
     def generators(self) -> GeneratorGroup:
-        """The engines."""
+        """The engines, started, and ready after `placement.wait_ready`."""
 
 
 def improve(run: Context) -> None:
@@ -59,34 +59,9 @@ def improve(run: Context) -> None:
     config, folder, recipe, say = run.config, run.folder, run.recipe, run.say
     began = time.monotonic()
     tokenizer = run.tokenizer
-    demonstrations: list[tuple[list[int], int]] = []
-    if config.ppo.ptx_coef:
-        fits, _ = fitting(recipe.demonstrations(), tokenizer, config=config)
-        demonstrations = [encoded for _, encoded in fits]
-    learner = run.placement.start_learner(
-        partial(
-            Learner.from_folder,
-            folder.base_policy,
-            config,
-            reward_model=folder.reward_model,
-            demonstrations=demonstrations,
-        )
-    )
-    scorers = run.placement.start_scorers(folder.reward_model, config.rewards)
     judges = run.placement.start_scorers(folder.judge) if config.reward_model.judge and config.evaluate.every else None
-    run.placement.wait_ready()
-    handoff = WeightsHandoff(
-        learner,
-        run.generators,
-        vocabulary=len(tokenizer),
-        context=config.model.context,
-        seed=config.seed,
-        tolerance=config.rollout.tolerance,
-        on_mismatch=config.rollout.on_mismatch,
-    )
-    run.generators.refit = handoff.publish
-    roles = Roles(run.generators, scorers, learner, handoff)
-    ppo = PPO(roles, prompts=PromptStream(recipe.train_prompts, seed=config.seed), tokenizer=tokenizer, config=config)
+    ppo = start_roles(run)
+    learner, scorers, handoff = ppo.roles.learner, ppo.roles.scorers, ppo.roles.handoff
 
     def measured(name: str, samples: int) -> Evaluation:
         evaluation = evaluate(
@@ -114,6 +89,40 @@ def improve(run: Context) -> None:
     summary = summarise(config, folder, kl=kl, wall_s=time.monotonic() - began)
     scale = (folder.read_json("reward_model.json") or {}).get("logit_scale")
     folder.write_json("summary.json", {**summary, **compare(before, after, seed=config.seed, logit_scale=scale)})
+
+
+def start_roles(run: Context) -> PPO:
+    """The loop, its roles ready: started side by side, engines first, which take longest."""
+    config, folder, tokenizer = run.config, run.folder, run.tokenizer
+    demonstrations: list[tuple[list[int], int]] = []
+    if config.ppo.ptx_coef:
+        fits, _ = fitting(run.recipe.demonstrations(), tokenizer, config=config)
+        demonstrations = [encoded for _, encoded in fits]
+    generators, placement = run.generators, run.placement
+    learner = placement.start_learner(
+        partial(
+            Learner.from_folder,
+            folder.base_policy,
+            config,
+            reward_model=folder.reward_model,
+            demonstrations=demonstrations,
+        )
+    )
+    scorers = placement.start_scorers(folder.reward_model, config.rewards)
+    placement.wait_ready(say=run.say)
+    handoff = WeightsHandoff(
+        learner,
+        generators,
+        vocabulary=len(tokenizer),
+        context=config.model.context,
+        seed=config.seed,
+        tolerance=config.rollout.tolerance,
+        on_mismatch=config.rollout.on_mismatch,
+    )
+    generators.refit = handoff.publish
+    roles = Roles(generators, scorers, learner, handoff)
+    stream = PromptStream(run.recipe.train_prompts, seed=config.seed)
+    return PPO(roles, prompts=stream, tokenizer=tokenizer, config=config)
 
 
 def _reinforce(run: Context, ppo: PPO, judges: ScorerGroup | None) -> None:

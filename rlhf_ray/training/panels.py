@@ -7,11 +7,13 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_ray.training import charts, verdict
-from rlhf_ray.training.charts import Interval, Rule, Series, short
+from rlhf_ray.training.charts import Bar, Interval, Rule, Series, short
 from rlhf_ray.training.verdict import figure
 
 PHASES = ("rollout", "score", "prepare", "learn", "sync")
 
+WAIT = "wait"
+"""In a profile's lanes."""
 Rows = list[dict[str, Any]]
 
 
@@ -183,6 +185,27 @@ def _accuracies(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> list[
         if value is not None:
             rows.append(Interval(label, value, (low, high) if low is not None and high is not None else None))
     return rows
+
+
+def profile_panel(profile: Mapping[str, Any]) -> Panel | None:
+    """Who worked when, in the steps that `rlhf profile` watched."""
+    lanes = {
+        str(name): [Bar(str(kind), start, end) for kind, start, end in pieces if kind != WAIT]
+        for name, pieces in mapping(profile.get("lanes")).items()
+    }
+    kinds = tuple(dict.fromkeys(bar.kind for bars in lanes.values() for bar in bars))
+    chart = charts.timeline(lanes, kinds=kinds, label="Who worked when")
+    steps = len(items(profile.get("steps")))
+    return Panel(f"{steps} steps", chart, legend=kinds) if chart else None
+
+
+def waits(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each role's share of the time without work."""
+    shares = {name: figure(profile, "shares", name, WAIT) or 0.0 for name in mapping(profile.get("shares"))}
+    nobody = figure(profile, "nobody")
+    return [(name, f"idle {share:.0%}") for name, share in shares.items()] + (
+        [] if nobody is None else [("nobody at work", f"{nobody:.1%}")]
+    )
 
 
 def mapping(tree: Any) -> dict[str, Any]:

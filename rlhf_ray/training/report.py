@@ -19,7 +19,16 @@ from rlhf_ray.training import verdict
 from rlhf_ray.training.charts import short
 from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.metrics import duration, read_metrics
-from rlhf_ray.training.panels import Rows, base_panels, curve_panels, items, mapping, reward_model_panels
+from rlhf_ray.training.panels import (
+    Rows,
+    base_panels,
+    curve_panels,
+    items,
+    mapping,
+    profile_panel,
+    reward_model_panels,
+    waits,
+)
 from rlhf_ray.training.verdict import Check, figure
 
 SAMPLES_SHOWN = 10
@@ -39,6 +48,7 @@ class RunFiles:
     base: dict[str, Any] = field(default_factory=dict)
     reward_model: dict[str, Any] = field(default_factory=dict)
     samples: list[Any] = field(default_factory=list)
+    profile: dict[str, Any] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
 
@@ -69,7 +79,13 @@ def read_run(folder: Path) -> RunFiles:
         unreadable.append("config.yaml")
     loaded = {
         name: _load_json(folder / f"{name}.json", kind, unreadable)
-        for name, kind in (("summary", dict), ("base", dict), ("reward_model", dict), ("samples", list))
+        for name, kind in (
+            ("summary", dict),
+            ("base", dict),
+            ("reward_model", dict),
+            ("samples", list),
+            ("profile", dict),
+        )
     }
     return RunFiles(
         folder=folder,
@@ -105,6 +121,9 @@ def render(run: RunFiles) -> str:
         reward_model_facts=_reward_model_facts(run.reward_model),
         samples=[_sample(item) for item in run.samples[:SAMPLES_SHOWN] if isinstance(item, dict)],
         more_samples=max(0, len(run.samples) - SAMPLES_SHOWN),
+        profile=profile_panel(run.profile),
+        waits=waits(run.profile),
+        profiled_with=[str(setting) for setting in items(run.profile.get("settings"))],
         stages=_stages(run.summary),
         config=run.config_text,
         versions=mapping(run.summary.get("versions")),

@@ -28,6 +28,8 @@ GENERATORS = "generators.json"
 """How many engines `rlhf scale` asked for."""
 BEST = "best.json"
 """Which look at held-out prompts did best, and by whom."""
+PROFILE, TRACE = "profile.json", "trace.json"
+"""What `rlhf profile` saw: for the report, and for a trace viewer."""
 
 
 class RunFolder:

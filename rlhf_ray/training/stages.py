@@ -109,10 +109,9 @@ class Run:
 
     @property
     def generators(self) -> GeneratorGroup:
-        """The engines, started once, at first with the base policy."""
+        """The engines, started once, at first with the base policy; ready after `placement.wait_ready`."""
         if self._generators is None:
             self._generators = self.placement.start_generators(self.folder.base_policy, weights_step=0, say=self.say)
-            self.placement.wait_ready()
         return self._generators
 
     def base_policy(self) -> None:
@@ -217,8 +216,10 @@ class Run:
             if isinstance(self.recipe, PreferencesRecipe):
                 record = collect_from_people(store, self.recipe, self.config, say=self.say)
             else:
+                generators = self.generators
+                self.placement.wait_ready(say=self.say)
                 record = collect_from_annotators(
-                    store, self.recipe, self.generators, tokenizer=self.tokenizer, config=self.config, say=self.say
+                    store, self.recipe, generators, tokenizer=self.tokenizer, config=self.config, say=self.say
                 )
             self.folder.write_json("feedback.json", record)
 

@@ -104,6 +104,23 @@ def test_a_finished_run_says_so_and_does_nothing(killed_and_resumed: tuple[Path,
     assert (run / "summary.json").stat().st_mtime_ns == before
 
 
+def test_a_profile_says_who_worked_when_and_leaves_the_run_as_it_was(killed_and_resumed: tuple[Path, str]) -> None:
+    run = killed_and_resumed[0]
+    kept = [run / "metrics.jsonl", run / "summary.json", run / "config.yaml", *run.glob("checkpoints/*/*")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    words = [sys.executable, "-m", "rlhf_ray.cli", "profile", str(run), "rollout.max_staleness=1", "--steps", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting generator-0, learner, scorer-0: 1 thread each, 2 cores; no GPU" in done.stdout
+    shares = json.loads((run / "profile.json").read_text())["shares"]
+    assert shares["generator-0"]["generate"] > 0.05
+    assert shares["learner"]["learn"] > 0.05
+    assert shares["learner"]["hand over"] > 0
+    assert all(sum(parts.values()) == pytest.approx(1.0) for parts in shares.values())
+    assert "Who worked when" in (run / "report.html").read_text()
+    assert [path.stat().st_mtime_ns for path in kept] == before
+
+
 def test_asked_to_stop_it_saves_and_exits_143(killed_and_resumed: tuple[Path, str]) -> None:
     run = killed_and_resumed[0]
     overrides = ["run.id=stopped", f"run.from={run}", "ppo.steps=100"]

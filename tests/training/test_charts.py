@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from rlhf_ray.training.charts import (
+    Bar,
     Interval,
     Rule,
     Series,
@@ -15,6 +16,7 @@ from rlhf_ray.training.charts import (
     stacked_bars,
     thin,
     ticks,
+    timeline,
 )
 
 
@@ -82,3 +84,17 @@ def test_intervals_are_drawn_only_where_they_are_known() -> None:
 def test_text_and_attributes_are_escaped(text: str) -> None:
     parsed = ElementTree.fromstring(str(element("text", text, title=text)))
     assert (parsed.text, parsed.get("title")) == (text, text)
+
+
+def test_a_timeline_draws_each_bar_where_its_seconds_are() -> None:
+    lanes = {"learner": [Bar("learn", 5.0, 10.0)], "generator": [Bar("generate", 0.0, 5.0)]}
+    svg = ElementTree.fromstring(str(timeline(lanes, kinds=["generate", "learn"], label="work")))
+    learn, generate = svg.iter("rect")
+    assert (learn.get("class"), generate.get("class")) == ("fill1", "fill0")
+    assert float(learn.get("width", 0)) == pytest.approx(float(generate.get("width", 0)), abs=0.2)
+    assert float(generate.get("x", 0)) + float(generate.get("width", 0)) == pytest.approx(float(learn.get("x", 0)))
+    assert float(learn.get("y", 0)) < float(generate.get("y", 0))
+
+
+def test_a_timeline_without_work_has_no_chart() -> None:
+    assert timeline({"learner": []}, kinds=[], label="work") is None
