@@ -1,0 +1,38 @@
+"""Charts of the report as files of their own, for the docs."""
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from rlhf_ray.training import charts
+from rlhf_ray.training.charts import element
+
+DOCS = Path(__file__).parent.parent / "docs"
+STYLE = Path(charts.__file__).parent / "report_template/style.css"
+KEY = 112
+"""Width of a legend's entry."""
+
+
+def save(chart: Markup | None, name: str, *, legend: tuple[str, ...] = ()) -> Path:
+    """Writes `docs/<name>.svg`, on a light card that reads well on any page, with a legend above the chart."""
+    assert chart is not None, f"nothing to draw for {name}"
+    style = STYLE.read_text()
+    colours = style[: style.index("}") + 1].replace(":root", "svg")
+    rules = [line for line in style.splitlines() if line.startswith("svg ") and "max-width" not in line]
+    keys = [
+        element("rect", x=16 + KEY * i, y=8, width=10, height=10, rx=2, cls=f"fill{i}")
+        + element("text", label, x=31 + KEY * i, y=17)
+        for i, label in enumerate(legend)
+    ]
+    top = 24 if legend else 0
+    width, height = charts.WIDTH, int(str(chart).split('viewBox="')[1].split('"')[0].split()[3])
+    style = "\n".join([colours, "text { font-family: system-ui, sans-serif; }", *rules])
+    placed = str(chart).replace("<svg ", f'<svg y="{top}" width="{width}" height="{height}" ', 1)
+    path = DOCS / f"{name}.svg"
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + top}" width="{2 * width}">\n'
+        f"<style>\n{style}\n</style>\n"
+        f'<rect width="{width}" height="{height + top}" rx="8" style="fill: var(--card)"/>\n'
+        f"{''.join(keys)}\n{placed}\n</svg>\n"
+    )
+    return path
