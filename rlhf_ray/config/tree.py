@@ -334,10 +334,6 @@ class Config(Section):
             raise ValueError(
                 f"{ahead}, so what is sampled with which weights is a matter of time: deterministic is not"
             )
-        if self.rollout.environment is not None:
-            raise ValueError(
-                f"{ahead}, and dialogues are sampled by themselves: leave it at 0 with rollout.environment"
-            )
         if self.resources.engine_sleep:
             raise ValueError(f"{ahead}, and resources.engine_sleep has engines asleep then: choose one")
 

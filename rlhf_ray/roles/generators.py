@@ -40,6 +40,10 @@ class Refit(Protocol):
         """Brings some generators to the weights of this step, verified."""
 
 
+Follow = Callable[[Rollout], GenerationRequest | None]
+"""What is asked for once a rollout has ended, under its id: the next turn of a dialogue; None where that was all."""
+
+
 class GeneratorGroup:
     """All generators as one; `weights.WeightsSinks`. `ask` asks Ray for an actor by name."""
 
@@ -73,12 +77,14 @@ class GeneratorGroup:
         """Where each ready one lives."""
         return self.fleet.nodes
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        """A rollout for each request, in their order, whoever is lost or comes meanwhile."""
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, *, follow: Follow = lambda _: None
+    ) -> list[Rollout]:
+        """A rollout for each request, in their order, whoever is lost or comes; with `follow` the last one of each."""
         if self._session is not None:
-            return self._session.generate(requests, sampling)
+            return self._session.generate(requests, sampling, follow)
         with self.session() as session:
-            return session.generate(requests, sampling)
+            return session.generate(requests, sampling, follow)
 
     @contextmanager
     def session(self, *, turn_s: float = math.inf, max_staleness: int = 0) -> Iterator["Session"]:
@@ -183,13 +189,18 @@ class Session:
         """Adds requests, to be drawn so; they begin with the next `take`."""
         self.dispatch.ask([replace(request, sampling=sampling) for request in requests])
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, follow: Follow) -> list[Rollout]:
         """A rollout for each of these, in their order; what else ends meanwhile is kept for `take`."""
         self.ask(requests, sampling)
         wanted, done = {request.rollout_id for request in requests}, dict[str, Rollout]()
         while len(done) < len(wanted):
             for rollout in self._turn():
-                (done if rollout.id in wanted else self._kept)[rollout.id] = rollout
+                if rollout.id not in wanted:
+                    self._kept[rollout.id] = rollout
+                elif (request := follow(rollout)) is not None:
+                    self.ask([request], sampling)
+                else:
+                    done[rollout.id] = rollout
         self.dispatch.forget(wanted)
         return [done[request.rollout_id] for request in requests]
 

@@ -54,7 +54,7 @@ class Placement:
         self.started = started
         """Whether Ray itself is ours to stop."""
         self.cores = _usable_cores(local=started)
-        self.threads = config.resources.threads or _threads(config, self.cores)
+        self.threads = threads_for(config, self.cores)
         self._groups: list[AnyGroup] = []
 
     def start_generators(
@@ -157,7 +157,7 @@ class Placement:
             "num_cpus": asked.pop("CPU"),
             "num_gpus": asked.pop("GPU"),
             "resources": asked,
-            "runtime_env": {"env_vars": _environment(self.threads)},
+            "runtime_env": {"env_vars": _environment(self.threads[role])},
             **restarts,
         }
 
@@ -215,10 +215,10 @@ class Placement:
 
     def _share(self) -> str:
         """What each role has of the machine."""
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)} each, {self.cores} cores"
+        threads = ", ".join(f"{count} for {role}" for role, count in self.threads.items())
         shares = {role: needs(self.config.resources, role)["GPU"] for role in head_count(self.config)}
         gpus = ", ".join(f"{share:g} for each {role}" for role, share in shares.items() if share)
-        return f"{threads}; " + (f"GPUs: {gpus}" if gpus else "no GPU")
+        return f"threads: {threads} ({self.cores} cores); " + (f"GPUs: {gpus}" if gpus else "no GPU")
 
 
 def engine_for(config: Config, model: Path) -> Callable[[], Engine]:
@@ -292,13 +292,14 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _threads(config: Config, cores: int) -> int:
-    """Threads for each role: all cores where one works at a time, half where generators and learner do.
+def threads_for(config: Config, cores: int) -> dict[RoleName, int]:
+    """Threads of each role: all cores where one works at a time, half where generators and learner do.
 
     With more threads than cores OpenMP's are in each other's way: two busy roles with all cores each were thirty times
     slower than with half of them.
     """
-    return max(1, cores // 2) if config.rollout.max_staleness else cores
+    share = config.resources.threads or (max(1, cores // 2) if config.rollout.max_staleness else cores)
+    return dict.fromkeys(SEATS, share)
 
 
 def _usable_cores(*, local: bool) -> int:

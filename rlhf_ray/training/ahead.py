@@ -14,11 +14,15 @@ from typing import TypeVar
 
 from rlhf_ray.roles.generators import GeneratorGroup, Session
 from rlhf_ray.training.replacing import Answers
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scores
+from rlhf_ray.training.sampling import Asked
+from rlhf_ray.types import Exchange, Rollout, Sampling, Scores
 
 T = TypeVar("T")
 TURN_S = 0.1
 """Between two turns of so long a generator takes new requests and new weights."""
+AT_ONCE = 16
+"""More generators than that take longer turns, so that the driver's work, some milliseconds a turn, does not grow with
+their number."""
 SCORED_AT_ONCE = 4
 """A step's answers are scored in at most so many parts, as they end."""
 
@@ -26,16 +30,16 @@ SCORED_AT_ONCE = 4
 class Upcoming:
     """A step's rollouts as they end, and what they earn."""
 
-    def __init__(self, prompts: Sequence[Prompt], requests: Sequence[GenerationRequest]) -> None:
-        self.prompts = {prompt.id: prompt for prompt in prompts}
-        self.order = [request.rollout_id for request in requests]
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.order = [request.rollout_id for request in asked.requests]
         self.began = time.monotonic()
         self.took = 0.0
         """Seconds from the first request to the last rollout."""
         self.rollouts: dict[str, Rollout] = {}
+        self.exchanges: dict[str, Exchange] = {}
         self.waiting: list[str] = []
         """Ended, and not yet given to the scorers."""
-        self.exchanges: dict[str, Exchange] = {}
         self.scoring: list[tuple[list[str], Future[Scores]]] = []
 
     @property
@@ -43,10 +47,10 @@ class Upcoming:
         """Whether every rollout has ended."""
         return len(self.rollouts) == len(self.order)
 
-    def ended(self, rollout: Rollout) -> None:
-        """Takes one in."""
-        self.rollouts[rollout.id] = rollout
-        self.waiting.append(rollout.id)
+    def ended(self, last: Rollout) -> None:
+        """Takes one in, by the last that was asked for it."""
+        self.rollouts[last.id], self.exchanges[last.id] = self.asked.whole(last)
+        self.waiting.append(last.id)
         self.took = time.monotonic() - self.began
 
 
@@ -56,19 +60,19 @@ class Ahead:
     def __init__(
         self,
         generators: GeneratorGroup,
-        ask: Callable[[int], tuple[Sequence[Prompt], Sequence[GenerationRequest]]],
-        text_of: Callable[[Rollout, Prompt], Exchange],
+        ask: Callable[[int], Asked],
         score: Callable[[Sequence[Exchange]], Scores],
         *,
         sampling: Sampling,
         steps: int,
         last: int,
     ) -> None:
-        """`ask`: a step's prompts and requests; `steps`: how many ahead; `last`: the run's last step."""
-        self.ask, self.text_of, self.score = ask, text_of, score
+        """`ask`: what a step asks for; `steps`: how many ahead; `last`: the run's last step."""
+        self.ask, self.score = ask, score
         self.sampling, self.steps, self.last = sampling, steps, last
         self._open = ExitStack()
-        self._session: Session = self._open.enter_context(generators.session(turn_s=TURN_S, max_staleness=steps))
+        turn_s = TURN_S * max(1.0, generators.fleet.wanted / AT_ONCE)
+        self._session: Session = self._open.enter_context(generators.session(turn_s=turn_s, max_staleness=steps))
         self._beside = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="learn"))
         self._scoring = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="score"))
         self._next: int | None = None
@@ -113,22 +117,20 @@ class Ahead:
         """Asks for what is not asked for yet, up to this step; the first call says where a run begins."""
         self._next = step if self._next is None else self._next
         while self._next <= step:
-            prompts, requests = self.ask(self._next)
-            self._batches[self._next] = Upcoming(prompts, requests)
-            self._step_of.update((request.rollout_id, self._next) for request in requests)
-            self._session.ask(requests, self.sampling)
+            batch = self._batches[self._next] = Upcoming(self.ask(self._next))
+            self._step_of.update(dict.fromkeys(batch.order, self._next))
+            self._session.ask(batch.asked.requests, self.sampling)
             self._next += 1
 
     def _turn(self) -> None:
         for rollout in self._session.turn():
-            batch = self._batches[self._step_of.pop(rollout.id)]
+            batch = self._batches[self._step_of[rollout.id]]
+            if (request := batch.asked.follow(rollout)) is not None:
+                self._session.ask([request], self.sampling)
+                continue
+            del self._step_of[rollout.id]
             batch.ended(rollout)
             if batch.whole or len(batch.waiting) * SCORED_AT_ONCE >= len(batch.order):
-                self._score(batch)
-
-    def _score(self, batch: Upcoming) -> None:
-        ids, batch.waiting = batch.waiting, []
-        for id in ids:
-            rollout = batch.rollouts[id]
-            batch.exchanges[id] = self.text_of(rollout, batch.prompts[rollout.prompt_id])
-        batch.scoring.append((ids, self._scoring.submit(self.score, [batch.exchanges[id] for id in ids])))
+                ids, batch.waiting = batch.waiting, []
+                exchanges = [batch.exchanges[id] for id in ids]
+                batch.scoring.append((ids, self._scoring.submit(self.score, exchanges)))

@@ -135,9 +135,8 @@ def progress_line(
         _part("entropy", metrics.get("objective/entropy"), ".2f"),
         _part("len", metrics.get("rollout/length_mean"), ".0f"),
     ]
-    seconds = [float(v) for k, v in metrics.items() if k.startswith("time/") and k.endswith("_s") and v is not None]
-    if seconds:
-        parts.append(f"{sum(seconds):.1f} s/step")
+    if (seconds := metrics.get("time/step_s")) is not None:
+        parts.append(f"{float(seconds):.1f} s/step")
     if eta is not None:
         parts.append(f"eta {duration(eta)}")
     return "  ".join(part for part in parts if part)

@@ -29,8 +29,8 @@ from rlhf_ray.roles.groups import LearnerGroup, ScorerGroup, trouble
 from rlhf_ray.roles.weights import WeightsHandoff
 from rlhf_ray.training.ahead import Ahead
 from rlhf_ray.training.replacing import Answers, Replacing, spare_prompts
-from rlhf_ray.training.sampling import answers_to, exchange_of, requests_for, sampling_of
-from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling, Scored, Scores
+from rlhf_ray.training.sampling import Asked, answers_to, asked_of, sampling_of
+from rlhf_ray.types import Exchange, Prompt, Rollout, Sampling, Scored, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,21 @@ class PPO:
         return answers
 
     def _look_ahead(self) -> Ahead:
-        config, tokenizer = self.config, self.tokenizer
+        config = self.config
 
-        def ask(step: int) -> tuple[list[Prompt], list[GenerationRequest]]:
-            prompts, room = self._prompts(step), config.rollout.max_tokens
-            samples, run_id = config.rollout.samples, str(config.run.id)
-            return prompts, requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=room)
+        def ask(step: int) -> Asked:
+            return asked_of(
+                self._prompts(step),
+                self.tokenizer,
+                config=config,
+                samples=config.rollout.samples,
+                step=step,
+                room=config.rollout.max_tokens,
+            )
 
         return Ahead(
             self.roles.generators,
             ask,
-            lambda rollout, prompt: exchange_of(rollout, prompt, tokenizer),
             self.roles.scorers.ask,
             sampling=self.sampling,
             steps=config.rollout.max_staleness,
@@ -209,6 +213,7 @@ class Record:
         self.counts: dict[str, float] = {}
         self.sampled_s = 0.0
         """From the first request to the last rollout."""
+        self._began = time.monotonic()
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -219,8 +224,9 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Seconds, counts, and where the rewards came from."""
-        return {**self.seconds, **self.counts, **reward_metrics(self.scores)}
+        """Seconds of each phase and of the whole step so far, counts, and where the rewards came from."""
+        whole = {"time/step_s": time.monotonic() - self._began}
+        return {**self.seconds, **whole, **self.counts, **reward_metrics(self.scores)}
 
 
 def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:

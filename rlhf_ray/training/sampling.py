@@ -1,7 +1,6 @@
 """From prompts to rollouts and back to text: what PPO, the evaluation and the collection of feedback share."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from itertools import count
 from typing import Protocol
 
@@ -12,18 +11,31 @@ from rlhf_ray.data.prompts import rollout_seed
 from rlhf_ray.models.policy import decode_response, encode_prompt, stop_ids
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.environment import Episode, MakeEnvironment, load_environment
-from rlhf_ray.roles.generators import Session
+from rlhf_ray.roles.generators import Follow
 from rlhf_ray.types import Exchange, GenerationRequest, Prompt, Rollout, Sampling
 
 
 class Generating(Protocol):
     """`generators.GeneratorGroup`."""
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
-        """One rollout a request, in their order."""
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, *, follow: Follow = ...
+    ) -> list[Rollout]:
+        """What each request comes to, in their order."""
 
-    def session(self) -> AbstractContextManager[Session]:
-        """For requests that follow from answers."""
+
+class Asked(Protocol):
+    """What a step asks of the generators, and what comes of it."""
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        """To begin with, one for each rollout, in their order."""
+
+    def follow(self, rollout: Rollout) -> GenerationRequest | None:
+        """What is asked once this has ended; None where that was all."""
+
+    def whole(self, rollout: Rollout) -> tuple[Rollout, Exchange]:
+        """All of it, of which this was the last: for the learner, and as text for the scorers."""
 
 
 def answers_to(
@@ -42,59 +54,105 @@ def answers_to(
     the loop.
     """
     sampling = sampling or sampling_of(config.rollout, tokenizer)
-    run_id = str(config.run.id)
-    if config.rollout.environment is not None:
-        return _dialogues(
-            prompts,
-            load_environment(config.rollout.environment),
-            generators,
-            tokenizer=tokenizer,
-            sampling=sampling,
-            turns=config.rollout.turns,
-            identity=(run_id, step),
-            samples=samples,
-        )
-    requests = requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=sampling.max_tokens)
-    rollouts = generators.generate(requests, sampling)
-    return rollouts, exchanges_of(rollouts, prompts, tokenizer)
+    asked = asked_of(prompts, tokenizer, config=config, samples=samples, step=step, room=sampling.max_tokens)
+    last = generators.generate(asked.requests, sampling, follow=asked.follow)
+    whole = [asked.whole(rollout) for rollout in last]
+    return [rollout for rollout, _ in whole], [exchange for _, exchange in whole]
+
+
+def asked_of(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: Config,
+    samples: int,
+    step: int | str,
+    room: int,
+) -> Asked:
+    """`samples` rollouts of each prompt, as the config has them: an answer, or a dialogue from there."""
+    identity = (str(config.run.id), step)
+    if config.rollout.environment is None:
+        return SingleAnswers(prompts, tokenizer, identity=identity, samples=samples, room=room)
+    return Dialogues(
+        prompts,
+        tokenizer,
+        load_environment(config.rollout.environment),
+        turns=config.rollout.turns,
+        identity=identity,
+        samples=samples,
+        room=room,
+    )
+
+
+class SingleAnswers:
+    """`Asked`: one answer each."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        identity: tuple[str, int | str],
+        samples: int,
+        room: int,
+    ) -> None:
+        run_id, step = identity
+        self.requests = requests_for(prompts, tokenizer, run_id=run_id, step=step, samples=samples, room=room)
+        self._tokenizer, self._prompts = tokenizer, {prompt.id: prompt for prompt in prompts}
+
+    def follow(self, rollout: Rollout) -> None:
+        """Nothing."""
+
+    def whole(self, rollout: Rollout) -> tuple[Rollout, Exchange]:
+        """The rollout itself."""
+        return rollout, exchange_of(rollout, self._prompts[rollout.prompt_id], self._tokenizer)
+
+
+class Dialogues:
+    """`Asked`: each goes on by itself, an answer's next turn is asked for as soon as the answer is there."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        make: MakeEnvironment,
+        *,
+        turns: int,
+        identity: tuple[str, int | str],
+        samples: int,
+        room: int,
+    ) -> None:
+        run_id, step = identity
+        self._episodes: dict[str, Episode] = {}
+        self._seeds: dict[str, Iterator[int]] = {}
+
+        def drawn(prompt: Prompt, sample: int) -> Iterator[int]:
+            return (rollout_seed(run_id, f"{step}.{turn}" if turn else step, prompt.id, sample) for turn in count())
+
+        for prompt in prompts:
+            for sample in range(samples):
+                id = f"{run_id}/{step}/{prompt.id}/{sample}"
+                environment = make(prompt, rollout_seed(run_id, f"{step}-environment", prompt.id, sample))
+                self._episodes[id] = Episode(id, prompt, environment, tokenizer, turns=turns, room=room)
+                self._seeds[id] = drawn(prompt, sample)
+        self.requests = [self._next(id) for id in self._episodes]
+
+    def follow(self, rollout: Rollout) -> GenerationRequest | None:
+        """The next turn, where the dialogue goes on."""
+        return self._next(rollout.id) if self._episodes[rollout.id].answered(rollout) else None
+
+    def whole(self, rollout: Rollout) -> tuple[Rollout, Exchange]:
+        """The dialogue as one rollout, and as text."""
+        episode = self._episodes[rollout.id]
+        return episode.rollout(), episode.exchange()
+
+    def _next(self, id: str) -> GenerationRequest:
+        return self._episodes[id].request(next(self._seeds[id]))
 
 
 def sampling_of(rollout: RolloutConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
     """How responses are drawn; `ConfigError` where a text in `rollout.stop` is not one token."""
     return Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens, stop_ids(tokenizer, rollout.stop))
-
-
-def _dialogues(
-    prompts: Sequence[Prompt],
-    make: MakeEnvironment,
-    generators: Generating,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    sampling: Sampling,
-    turns: int,
-    identity: tuple[str, int | str],
-    samples: int,
-) -> tuple[list[Rollout], list[Exchange]]:
-    """Each goes on by itself: an answer's next turn is asked for as soon as the answer is there."""
-    run_id, step = identity
-    episodes: dict[str, Episode] = {}
-    seeds: dict[str, Iterator[int]] = {}
-
-    def drawn(prompt: Prompt, sample: int) -> Iterator[int]:
-        return (rollout_seed(run_id, f"{step}.{turn}" if turn else step, prompt.id, sample) for turn in count())
-
-    for prompt in prompts:
-        for sample in range(samples):
-            id = f"{run_id}/{step}/{prompt.id}/{sample}"
-            environment = make(prompt, rollout_seed(run_id, f"{step}-environment", prompt.id, sample))
-            episodes[id] = Episode(id, prompt, environment, tokenizer, turns=turns, room=sampling.max_tokens)
-            seeds[id] = drawn(prompt, sample)
-    with generators.session() as session:
-        session.ask([episode.request(next(seeds[id])) for id, episode in episodes.items()], sampling)
-        while ended := session.take():
-            going_on = [answer.id for answer in ended if episodes[answer.id].answered(answer)]
-            session.ask([episodes[id].request(next(seeds[id])) for id in going_on], sampling)
-    return [e.rollout() for e in episodes.values()], [e.exchange() for e in episodes.values()]
 
 
 def gold_of(recipe: Recipe, exchanges: Sequence[Exchange], config: Config) -> list[float]:

@@ -111,7 +111,8 @@ def test_a_profile_says_who_worked_when_and_leaves_the_run_as_it_was(killed_and_
     words = [sys.executable, "-m", "rlhf_ray.cli", "profile", str(run), "rollout.max_staleness=1", "--steps", "2"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "starting generator-0, learner, scorer-0: 1 thread each, 2 cores; no GPU" in done.stdout
+    assert "starting generator-0, learner, scorer-0: threads: 1 for generator, 1 for scorer" in done.stdout
+    assert "ready after" in done.stdout
     shares = json.loads((run / "profile.json").read_text())["shares"]
     assert shares["generator-0"]["generate"] > 0.05
     assert shares["learner"]["learn"] > 0.05

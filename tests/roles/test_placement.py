@@ -4,13 +4,23 @@ import pytest
 
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.roles.placement import Placement, start_ray
+from rlhf_ray.roles.placement import Placement, start_ray, threads_for
 from rlhf_ray.roles.seats import SEATS
 
 
 def test_more_gpus_than_there_are_is_refused_before_ray_starts() -> None:
     with pytest.raises(ConfigError, match=r"ask for 64 GPUs .* set them to 0 to run on CPU"):
         start_ray(load_config(None, ["resources.learner_gpus=64"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "threads"),
+    [("rollout.max_staleness=0", 8), ("rollout.max_staleness=1", 4), ("resources.threads=3", 3)],
+)
+def test_roles_have_all_cores_in_turn_half_where_they_overlap_and_else_what_is_said(
+    override: str, threads: int
+) -> None:
+    assert threads_for(load_config(None, [override]), 8) == dict.fromkeys(("generator", "scorer", "learner"), threads)
 
 
 def test_each_role_gets_its_own_gpus_and_the_threads_of_the_config() -> None:

@@ -38,7 +38,7 @@ class Roles:
         self.loaded: Path | None = None
         self.generators = self.scorers = self.learner = self.handoff = self
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, **_: object) -> list[Rollout]:
         self.events.append("generate")
         self.requests = list(requests)
         self.sampling.append(sampling)

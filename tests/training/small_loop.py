@@ -94,7 +94,7 @@ class OneGenerator:
     def __init__(self, base: Path) -> None:
         self.one = Generator(SamplingEngine(base))
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Rollout]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, **_: object) -> list[Rollout]:
         return self.one.generate([replace(request, sampling=sampling) for request in requests]).rollouts
 
     def names(self) -> list[str]:

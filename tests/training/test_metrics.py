@@ -102,8 +102,8 @@ def test_a_progress_line_says_where_the_run_stands() -> None:
         "objective/kl": 1.9,
         "objective/entropy": 2.1,
         "rollout/length_mean": 24.2,
-        "time/rollout_s": 1.5,
         "time/learn_s": 1.6,
+        "time/step_s": 3.1,
     }
     line = progress_line(12, 60, metrics, 151.0, kl_limit=25.0)
     assert line == "ppo 12/60  gold 0.61  reward 0.42  kl 1.90/25  entropy 2.10  len 24  3.1 s/step  eta 2m31s"

@@ -44,7 +44,7 @@ def test_a_step_asks_for_every_sample_once_and_a_redone_step_asks_the_same() -> 
 
 def test_the_metrics_hold_every_phase_and_what_the_roles_said() -> None:
     metrics = make_ppo(Roles()).step(0).metrics
-    wanted = {f"time/{phase}_s" for phase in ("rollout", "score", "prepare", "learn", "sync")}
+    wanted = {f"time/{phase}_s" for phase in ("rollout", "score", "prepare", "learn", "sync", "step")}
     wanted |= {
         "objective/kl",
         "loss/policy_avg",
@@ -54,6 +54,7 @@ def test_the_metrics_hold_every_phase_and_what_the_roles_said() -> None:
         "rollout/generators",
     }
     assert wanted <= metrics.keys()
+    assert metrics["time/step_s"] >= metrics["time/rollout_s"] + metrics["time/learn_s"]
     assert metrics["rollout/staleness_max"] == 0
 
 
