@@ -1,6 +1,6 @@
 """The real loop on a cluster that is not there: how far does it go, who waits, and when is the loop itself the limit?
 
-    python benchmarks/scale.py                  # 8B and 70B on 8 to 512 GPUs; also draws docs/scale.svg
+    python benchmarks/scale.py                  # 8B and 70B on 8 to 512 GPUs; draws docs/scale-8B.svg, -70B.svg
     python benchmarks/scale.py --predict        # the published runs of `PEERS`, predicted
 
 What runs is this project's own page, group, dispatch and look-ahead. Simulated are engines, learner, scorers and the
@@ -53,7 +53,8 @@ DRIVER_PER_ROLLOUT_S, DRIVER_PER_CALL_S = 0.21e-3, 0.8e-3
 SPREAD = 0.8
 """Of the logarithm of lengths."""
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-STEPS, WARM_UP = 4, 2
+STALENESS = (0, 1, 4)
+STEPS, WARM_UP = 4, 6
 LATE_S = 1e5
 
 
@@ -403,6 +404,11 @@ class Letters:
         return ""
 
 
+def ahead(staleness: int) -> str:
+    """In words."""
+    return f"{staleness} ahead" if staleness else "in turn"
+
+
 def length_of(request: GenerationRequest, job: Job) -> int:
     """Tokens of a response, by its seed."""
     drawn = Random(request.seed).lognormvariate(math.log(job.mean) - SPREAD**2 / 2, SPREAD)
@@ -426,28 +432,30 @@ def main() -> int:
         for name, job in PEERS:
             print(f"{name}: {job.gpus} GPUs, {run(job).seconds:.1f} s a step", flush=True)
         return 0
-    lines = []
-    print("| model | GPUs | engines | loop | s a step | tokens/s | engines idle | learner idle | staleness | driver |")
+    print("| model | GPUs | engines | steps | s a step | tokens/s | engines idle | learner idle | staleness | driver |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in ("8B", "70B"):
-        for staleness in (0, 1):
-            points = []
-            for gpus in SIZES:
-                job = Job(MODELS[name], gpus, staleness=staleness)
-                if gpus > options.most or gpus < 2 * job.model.tensor_parallel:
-                    continue
-                found = run(job)
-                points.append((float(gpus), found.tokens))
-                cells = [
-                    name, gpus, job.engines, "overlapped" if staleness else "in turn", f"{found.seconds:.1f}",
-                    f"{found.tokens:,.0f}", f"{found.engines_idle:.0%}", f"{found.learner_idle:.0%}",
-                    f"{found.staleness:.2f}", f"{found.driver:.1%}",
-                ]  # fmt: skip
-                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-            lines.append(Series(f"{name}, {'overlapped' if staleness else 'in turn'}", points))
-    chart = line_chart(lines, label="Tokens a second", x_label="GPUs", from_zero=True)
-    print(save(chart, "scale", legend=tuple(line.label for line in lines)))
+        curves = [Series(ahead(staleness), rows_of(name, staleness, options.most)) for staleness in STALENESS]
+        chart = line_chart(curves, label=f"{name}: tokens a second", x_label="GPUs", from_zero=True)
+        print(save(chart, f"scale-{name}", legend=tuple(curve.label for curve in curves)))
     return 0
+
+
+def rows_of(name: str, staleness: int, most: int) -> list[tuple[float, float]]:
+    """Prints a row for each number of GPUs; returns them with their tokens a second."""
+    points = []
+    for gpus in SIZES:
+        job = Job(MODELS[name], gpus, staleness=staleness)
+        if gpus > most or gpus < 2 * job.model.tensor_parallel:
+            continue
+        found = run(job)
+        points.append((float(gpus), found.tokens))
+        cells = [
+            name, gpus, job.engines, ahead(staleness), f"{found.seconds:.1f}", f"{found.tokens:,.0f}",
+            f"{found.engines_idle:.0%}", f"{found.learner_idle:.0%}", f"{found.staleness:.2f}", f"{found.driver:.1%}",
+        ]  # fmt: skip
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    return points
 
 
 if __name__ == "__main__":

@@ -345,6 +345,7 @@ def _run(config: "Config", until: "Stage") -> Path:
         from rlhf_ray.plan import require_room
 
         typer.echo(require_room(config))
+    typer.echo("loading torch and transformers")  # seconds in which nothing else would be seen
     from rlhf_ray.training.stages import run_stages
 
     return run_stages(config, until=until, say=lambda line: typer.echo(line))

@@ -93,6 +93,7 @@ class Run:
     def placement(self) -> Placement:
         """Ray, started once."""
         if self._placement is None:
+            self.say("starting Ray" if self.config.resources.address is None else "joining Ray")
             self._placement = self._stack.enter_context(start_ray(self.config))
             self.stopping.listen_again()
         return self._placement
