@@ -6,6 +6,7 @@ python benchmarks/plots.py runs/demo      # docs/profile.svg, of what `rlhf prof
 import json
 import re
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,8 +17,8 @@ from rlhf_ray.training.panels import profile_panel
 
 DOCS = Path(__file__).parent.parent / "docs"
 STYLE = Path(charts.__file__).parent / "report_template/style.css"
-KEY = 72
-"""Width of a legend's entry."""
+KEY, LETTER = 30, 6
+"""Width of a legend's entry without its label, and of a letter."""
 
 
 def save(chart: Markup | None, name: str, *, legend: tuple[str, ...] = ()) -> Path:
@@ -27,10 +28,10 @@ def save(chart: Markup | None, name: str, *, legend: tuple[str, ...] = ()) -> Pa
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", style[: style.index("}")]))
     rules = [line for line in style.splitlines() if line.startswith("svg ") and "max-width" not in line]
     rules = ["text { font-family: system-ui, sans-serif; }", *rules]
+    ends = list(accumulate((KEY + LETTER * len(label) for label in legend), initial=16.0))
     keys = [
-        element("rect", x=16 + KEY * i, y=8, width=10, height=10, rx=2, cls=f"fill{i}")
-        + element("text", label, x=31 + KEY * i, y=17)
-        for i, label in enumerate(legend)
+        element("rect", x=x, y=8, width=10, height=10, rx=2, cls=f"fill{i}") + element("text", label, x=x + 15, y=17)
+        for i, (label, x) in enumerate(zip(legend, ends, strict=False))
     ]
     top = 24 if legend else 0
     width, height = charts.WIDTH, int(str(chart).split('viewBox="')[1].split('"')[0].split()[3])

@@ -83,7 +83,7 @@ def profile(path: Path, settings: Sequence[str], *, steps: int, say: Say) -> Pro
 
     Leaves `trace.json` and `profile.json` in the run's folder and writes its report anew.
     """
-    folder, config = _prepared(path, settings, steps)
+    folder, config = prepared(path, settings, steps=steps)
     stopping = Stopping()
     with ExitStack() as stack:
         stack.enter_context(stopping.listening())
@@ -156,11 +156,14 @@ def lane_of(busy: Sequence[Busy], end: float) -> list[Piece]:
     return [*lane, Piece(WAIT, reached, end)] if reached < end else lane
 
 
-def _prepared(path: Path, settings: Sequence[str], steps: int) -> tuple[RunFolder, Config]:
+def prepared(path: Path, settings: Sequence[str], *, steps: int) -> tuple[RunFolder, Config]:
+    """The run, and its config as it is tried; raises where there is nothing to try."""
     folder, config = existing_run(path)
     if config.method != "rl":
         raise ConfigError(f"{path} learns by method={config.method}, which has no loop of roles to profile")
-    further = config.ppo.steps + steps + config.rollout.max_staleness + 1  # beyond the end of one that is done
+    config = load_config(path / "config.yaml", settings)
+    looked_at = steps + 2 * config.rollout.max_staleness + 1  # warming up, watched, and ahead of the last one
+    further = config.ppo.steps + looked_at  # beyond the end of a run that is done
     config = load_config(path / "config.yaml", [*settings, f"ppo.steps={further}"])
     missing = [folder.base_policy, *([folder.reward_model] if config.needs_reward_model else [])]
     for needed in missing:

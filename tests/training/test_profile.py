@@ -8,7 +8,7 @@ import pytest
 from rlhf_ray.config import dump_config, load_config
 from rlhf_ray.errors import ConfigError, InputError
 from rlhf_ray.roles.busy import Busy
-from rlhf_ray.training.profile import Piece, Profile, chrome_trace, lane_of, profile, table
+from rlhf_ray.training.profile import Piece, Profile, chrome_trace, lane_of, prepared, profile, table
 
 
 def found() -> Profile:
@@ -85,3 +85,12 @@ def test_a_run_without_its_models_is_told_how_to_get_them(tmp_path: Path) -> Non
     (tmp_path / "config.yaml").write_text(dump_config(load_config(None, ["run.id=x"])))
     with pytest.raises(InputError, match="no base policy yet: run its command"):
         profile(tmp_path, [], steps=1, say=print)
+
+
+def test_every_step_that_is_watched_has_steps_after_it_to_sample_ahead(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(None, ["run.id=x", "ppo.steps=30"])))
+    (tmp_path / "base_policy").mkdir()
+    (tmp_path / "reward_model").mkdir()
+    _, config = prepared(tmp_path, ["rollout.max_staleness=2"], steps=4)
+    first, warm_up = 30, 3
+    assert config.ppo.steps > first + warm_up + 4 - 1 + config.rollout.max_staleness
