@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -162,8 +163,9 @@ def settings(algorithm: str, epochs: int, staleness: int, rate: float, seed: int
     )  # fmt: skip
 
 
-def steps(workload: Path, config: Config, count: int, *, learns: bool) -> Iterator[tuple[float, float]]:
-    """Seconds and mean reward of each of so many steps of our own loop."""
+@contextmanager
+def roles_for(workload: Path, config: Config, *, learns: bool = False) -> Iterator[Callable[[Config], PPO]]:
+    """The roles of a run, ready; what is yielded makes the loop over them, with another config where that is wanted."""
     base = workload / "policy"
     tokenizer = load_tokenizer(base, context=config.model.context)
     ids = json.loads((workload / "prompts.json").read_text())
@@ -178,17 +180,18 @@ def steps(workload: Path, config: Config, count: int, *, learns: bool) -> Iterat
         scorers = placement.start_scorers(workload / "reward_model", rewards)
         placement.wait_ready()
         handoff = WeightsHandoff(learner, generators, vocabulary=len(tokenizer), context=config.model.context)
-        ppo = PPO(
-            Roles(generators, scorers, learner, handoff),
-            prompts=PromptStream(prompts, seed=config.seed),
-            tokenizer=tokenizer,
-            config=config,
-        )
+        roles = Roles(generators, scorers, learner, handoff)
+        stream = PromptStream(prompts, seed=config.seed)
+        yield lambda config: PPO(roles, prompts=stream, tokenizer=tokenizer, config=config)
+
+
+def steps(workload: Path, config: Config, count: int, *, learns: bool) -> Iterator[tuple[float, float]]:
+    """Seconds and mean reward of each of so many steps of our own loop."""
+    with roles_for(workload, config, learns=learns) as make, closing(make(config)) as ppo:
         for step in range(count):
             start = time.perf_counter()
             metrics = ppo.step(step).metrics
             yield time.perf_counter() - start, metrics["objective/scores"]
-        ppo.close()
 
 
 def ours(workload: Path, algorithm: str, epochs: int, *, staleness: int) -> list[float]:

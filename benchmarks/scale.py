@@ -359,6 +359,7 @@ def run(job: Job) -> Outcome:
         taken = [ppo.step(WARM_UP + step) for step in range(STEPS)]
         took = world.now - start
         tokens = sum(len(r.prompt_ids) + len(r.response_ids) for step in taken for r in step.rollouts)
+        ppo.close()  # in here: what is under way is called off by the world's own calls
         driver = STEPS * job.rollouts * DRIVER_PER_ROLLOUT_S + (world.calls - calls) * DRIVER_PER_CALL_S
         return Outcome(
             took / STEPS,
