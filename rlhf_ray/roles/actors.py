@@ -49,7 +49,7 @@ class ScorerActor(_Resident):
         return self.rewards.score(exchanges)
 
 
-@noting("prepare", "update", "push", "logprobs_of", "mean_kl", "save", "load")
+@noting("prepare", "update", "push", "logprobs_of")
 class LearnerActor(_Resident):
     """A rank of the learner, made where it runs; what it has prepared stays with it."""
 

@@ -26,7 +26,7 @@ from rlhf_ray.training.stopping import Stopping
 
 Say = Callable[[str], None]
 
-PHASES = {"generate": "generate", "score": "score", "prepare": "prepare", "update": "learn", "save": "save"}
+PHASES = {"generate": "generate", "score": "score", "prepare": "prepare", "update": "learn"}
 """By method. Whatever else an actor is at while steps go on belongs to the hand-over of weights."""
 HAND_OVER = "hand over"
 
