@@ -158,10 +158,10 @@ def lane_of(busy: Sequence[Busy], end: float) -> list[Piece]:
 
 def prepared(path: Path, settings: Sequence[str], *, steps: int) -> tuple[RunFolder, Config]:
     """The run, and its config as it is tried; raises where there is nothing to try."""
-    folder, config = existing_run(path)
+    folder, _ = existing_run(path)
+    config = load_config(path / "config.yaml", settings)
     if config.method != "rl":
         raise ConfigError(f"{path} learns by method={config.method}, which has no loop of roles to profile")
-    config = load_config(path / "config.yaml", settings)
     looked_at = steps + 2 * config.rollout.max_staleness + 1  # warming up, watched, and ahead of the last one
     further = config.ppo.steps + looked_at  # beyond the end of a run that is done
     config = load_config(path / "config.yaml", [*settings, f"ppo.steps={further}"])

@@ -123,7 +123,7 @@ def render(run: RunFiles) -> str:
         more_samples=max(0, len(run.samples) - SAMPLES_SHOWN),
         profile=profile_panel(run.profile),
         waits=waits(run.profile),
-        profiled_with=[str(setting) for setting in items(run.profile.get("settings"))],
+        profiled_with=[_without_passwords(str(setting)) for setting in items(run.profile.get("settings"))],
         stages=_stages(run.summary),
         config=run.config_text,
         versions=mapping(run.summary.get("versions")),

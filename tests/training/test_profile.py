@@ -79,6 +79,9 @@ def test_a_run_without_a_loop_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(config))
     with pytest.raises(ConfigError, match="no loop"):
         profile(tmp_path, [], steps=1, say=print)
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(None, ["run.id=x"])))
+    with pytest.raises(ConfigError, match="no loop"):
+        profile(tmp_path, ["method=dpo"], steps=1, say=print)
 
 
 def test_a_run_without_its_models_is_told_how_to_get_them(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_gold_and_reward_are_drawn_along_kl_beside_the_best_of_n(tmp_path: Path)
 def test_who_worked_when_is_drawn_where_it_was_watched(tmp_path: Path) -> None:
     lanes = {"generator-0": [["generate", 0.0, 4.0], ["wait", 4.0, 10.0]], "learner": [["learn", 4.0, 9.0]]}
     profile = {
-        "settings": ["rollout.max_staleness=1"],
+        "settings": ["rollout.max_staleness=1", "feedback.store=postgresql://me:secret@db/x"],
         "steps": [[0.0, 5.0], [5.0, 10.0]],
         "lanes": lanes,
         "shares": {"generator-0": {"generate": 0.4, "wait": 0.6}, "learner": {"learn": 0.5, "wait": 0.5}},
@@ -210,6 +210,7 @@ def test_who_worked_when_is_drawn_where_it_was_watched(tmp_path: Path) -> None:
     for text in ("Who worked when", "with rollout.max_staleness=1", "idle 60%", "idle 50%", "10.0%"):
         assert text in page.text
     assert "generator-0, generate: 4.00 s" in page.text
+    assert "secret" not in page.html
 
 
 def test_a_run_that_nobody_watched_has_no_such_section(tmp_path: Path) -> None:
