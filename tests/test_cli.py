@@ -71,21 +71,25 @@ def test_what_cannot_be_used_is_exit_2_in_one_line_with_nothing_half_written(
 def test_too_few_pairs_to_hold_any_out_is_exit_2(tmp_path: Path) -> None:
     row = {"prompt": "Hello?", "chosen": "Good day.", "rejected": "No."}
     (tmp_path / "few.jsonl").write_text(json.dumps(row) + "\n")
-    done = rlhf("run", "run.id=x", "recipe=preferences", "data.format=pairs", "data.path=few.jsonl", cwd=tmp_path)
+    done = rlhf("run", "run.id=x", "recipe=preferences", "data.format=preference", "data.path=few.jsonl", cwd=tmp_path)
     assert (done.returncode, "hold out" in done.stderr) == (2, True), done.stderr
 
 
 def test_feedback_is_imported_counted_and_frozen(tmp_path: Path) -> None:
     rows = [{"prompt": f"Hello {i}?", "chosen": "Good day.", "rejected": "No."} for i in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{}\n")
-    assert (
-        rlhf("feedback", "import", "pairs.jsonl", "--format", "pairs", "--store", "s.db", cwd=tmp_path).returncode == 2
-    )
-    done = rlhf(
-        "feedback", "import", "pairs.jsonl", "--format", "pairs", "--skip-bad-rows", "--store", "s.db", cwd=tmp_path
-    )
-    assert "3 pairs; 1 rows skipped" in done.stdout, done.stderr
+    told = ["feedback", "import", "pairs.jsonl", "--format", "preference", "--store", "s.db"]
+    refused = rlhf(*told, cwd=tmp_path)
+    assert (refused.returncode, "pairs.jsonl:4" in refused.stderr) == (2, True)
+    done = rlhf(*told, "--on-error", "skip", "--report", "skipped.jsonl", cwd=tmp_path)
+    assert "3 judgements; 1 of 4 rows skipped" in done.stdout, done.stderr
+    assert (tmp_path / "skipped.jsonl").read_text().startswith('{"row": 4, ')
     assert "3 rows" in rlhf("feedback", "snapshot", "--store", "s.db", "--name", "first", cwd=tmp_path).stdout
+    done = rlhf("feedback", "export", "out.parquet", "--format", "preference", "--store", "s.db", cwd=tmp_path)
+    assert done.stdout == "out.parquet: 3 rows; nothing left out\n", done.stderr
+    again = rlhf("feedback", "import", "out.parquet", "--format", "preference", "--store", "s.db", cwd=tmp_path)
+    assert "0 are new" in again.stdout, again.stderr
+    assert "lmarena" in rlhf("feedback", "formats", cwd=tmp_path).stdout
 
 
 def test_a_filled_in_sheet_says_who_wins(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_filled_in_sheet_says_who_wins(tmp_path: Path) -> None:
     assert (refused.returncode, "give --annotator" in refused.stderr) == (2, True)
     told = ["--format", "sheet", "--annotator", "kim", "--store", "s.db"]
     done = rlhf("feedback", "import", "sheet.csv", *told, cwd=tmp_path)
-    assert done.stdout == "4 judgements; 4 rows are new in s.db\n", done.stderr
+    assert done.stdout == "4 judgements; 4 are new in s.db\n", done.stderr
     said = rlhf("feedback", "wins", "--store", "s.db", cwd=tmp_path).stdout
     assert said.startswith("demo/base_policy against demo/policy: preferred in 0.0% [0.0%, 0.0%] of 4 judgements")
     assert json.loads(rlhf("feedback", "wins", "--store", "s.db", "--json", cwd=tmp_path).stdout)[0]["prompts"] == 4

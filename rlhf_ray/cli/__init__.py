@@ -1,17 +1,15 @@
 """`rlhf`: the door. Imports happen inside commands, so that `rlhf --help` answers at once."""
 
 import sys
-from collections.abc import Callable
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from rlhf_ray import __version__
-from rlhf_ray.cli import cluster, service
-from rlhf_ray.cli.options import ConfigFile, Overrides, Run, load
+from rlhf_ray.cli import cluster, feedback, service
+from rlhf_ray.cli.options import ConfigFile, Overrides, Run, load, print_json
 
 if TYPE_CHECKING:
     from rlhf_ray.config import Config
@@ -30,28 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Look at a configuration before it runs.", no_args_is_help=True)
-feedback_app = typer.Typer(help="People's judgements: import, look at, freeze.", no_args_is_help=True)
 app.add_typer(service.app)
 app.add_typer(cluster.app)
 app.add_typer(config_app, name="config")
-app.add_typer(feedback_app, name="feedback")
-
-Store = Annotated[str, typer.Option("--store", help="Database: sqlite:///path/feedback.db, or its path.")]
-
-
-class Format(StrEnum):
-    """How a file of human choices is written."""
-
-    HH = "hh"
-    PAIRS = "pairs"
-    SHEET = "sheet"
-
-
-class By(StrEnum):
-    """What feedback is counted by."""
-
-    SAMPLER = "sampler"
-    ANNOTATOR = "annotator"
+app.add_typer(feedback.app, name="feedback")
 
 
 @app.command()
@@ -117,7 +97,7 @@ def evaluate(
 
         say = partial(typer.echo, err=True)
         found = versus(run, against, judge=judge, samples=samples, say=say, sheet=sheet)
-        _print_json(found)
+        print_json(found)
         return
     from rlhf_ray.errors import InputError
     from rlhf_ray.training.run_folder import existing_run
@@ -128,7 +108,7 @@ def evaluate(
     summary = folder.read_json("summary.json")
     if summary is None:
         raise InputError(f"{run} has not finished yet; run its command again to go on")
-    _print_json(summary)
+    print_json(summary)
 
 
 @app.command()
@@ -202,7 +182,7 @@ def config_schema() -> None:
     """Print every key with its type, default and meaning, as JSON schema."""
     from rlhf_ray.config import Config
 
-    _print_json(Config.model_json_schema(by_alias=True))
+    print_json(Config.model_json_schema(by_alias=True))
 
 
 @config_app.command("reference")
@@ -215,107 +195,6 @@ def config_reference(
     from rlhf_ray.serving.settings import ServiceConfig
 
     typer.echo(reference(ServiceConfig if service else Config), nl=False)
-
-
-@feedback_app.command("import")
-def feedback_import(
-    file: Annotated[Path, typer.Argument(help="JSON Lines, plain or gzip; or a filled-in sheet of `rlhf eval`.")],
-    store: Store,
-    format: Annotated[Format, typer.Option("--format", help="How its rows are written.")] = Format.HH,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Skip and count rows that cannot be used.")] = False,
-    annotator: Annotated[str | None, typer.Option(help="Who judged; a sheet does not say it.")] = None,
-) -> None:
-    """Write human choices from a file into a store, each as a ranking of two."""
-    from rlhf_ray.errors import InputError
-    from rlhf_ray.feedback.formats import import_pairs, read_pairs
-    from rlhf_ray.feedback.sheets import read_sheet
-    from rlhf_ray.feedback.store import FeedbackStore
-
-    write: Callable[[FeedbackStore], list[str]]
-    if format is Format.SHEET:
-        if annotator is None:
-            raise InputError("a sheet does not say who filled it in: give --annotator")
-        judged = read_sheet(file, annotator=annotator)
-        held, write = f"{len(judged)} judgements", lambda opened: opened.add(judged)
-    else:
-        kind: Literal["hh", "pairs"] = "hh" if format is Format.HH else "pairs"
-        pairs = read_pairs(file, kind, "skip" if skip_bad_rows else "error")
-        who, source = annotator or f"import-{kind}", f"import-{kind}"
-        held = pairs.describe()
-        write = partial(import_pairs, pairs=pairs.pairs, annotator=who, sampler=source)
-    with FeedbackStore(store) as opened:
-        before = opened.count()
-        write(opened)
-        typer.echo(f"{held}; {opened.count() - before} rows are new in {store}")
-
-
-@feedback_app.command("stats")
-def feedback_stats(
-    store: Store,
-    by: Annotated[Optional[By], typer.Option("--by", help="Only these tallies.")] = None,  # noqa: UP045
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """How much feedback a store holds: by kind, by who sampled the answers, by annotator."""
-    from rlhf_ray.feedback.store import FeedbackStore
-
-    with FeedbackStore(store, read_only=True) as opened:
-        stats = opened.stats()
-    tallies = {
-        key: [{key: tally.name, "n": tally.n, "mean": tally.mean} for tally in getattr(stats, f"by_{key}")]
-        for key in By
-        if by in (None, key)
-    }
-    if as_json:
-        _print_json(
-            {"rows": stats.rows, "by_kind": stats.by_kind, **{f"by_{key}": rows for key, rows in tallies.items()}}
-        )
-        return
-    kinds = ", ".join(f"{n} {kind}s" for kind, n in stats.by_kind.items()) or "nothing"
-    typer.echo(f"{stats.rows} rows: {kinds}")
-    for key, rows in tallies.items():
-        typer.echo(f"{key:<24}{'n':>8}  mean rating")
-        for row in rows:
-            mean = "-" if row["mean"] is None else f"{row['mean']:.2f}"
-            typer.echo(f"  {row[key]:<22}{row['n']:>8}  {mean:>11}")
-
-
-@feedback_app.command("wins")
-def feedback_wins(store: Store, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Whose answers people prefer: every two samplers, or served versions, that somebody compared.
-
-    The rate is the mean over prompts of how often the first was preferred, a tie counting half, with its 95% interval.
-    """
-    from dataclasses import asdict
-
-    from rlhf_ray.feedback.store import FeedbackStore
-    from rlhf_ray.feedback.wins import wins
-
-    with FeedbackStore(store, read_only=True) as opened:
-        duels = wins(opened.iter())
-    if as_json:
-        _print_json([asdict(duel) for duel in duels])
-        return
-    if not duels:
-        typer.echo(f"{store}: nobody compared two samplers' answers to one prompt yet")
-    for duel in duels:
-        low, high = duel.ci95
-        typer.echo(
-            f"{duel.name} against {duel.other}: preferred in {duel.rate:.1%} [{low:.1%}, {high:.1%}] of "
-            f"{duel.judgements} judgements of {duel.prompts} prompts"
-        )
-
-
-@feedback_app.command("snapshot")
-def feedback_snapshot(
-    store: Store,
-    name: Annotated[Optional[str], typer.Option(help="Its name; by default one is made.")] = None,  # noqa: UP045
-) -> None:
-    """Freeze what a store holds now: the set that a training run reads, with its hash."""
-    from rlhf_ray.feedback.store import FeedbackStore
-
-    with FeedbackStore(store) as opened:
-        snapshot = opened.freeze(name)
-    typer.echo(f"{snapshot.id}  {snapshot.rows} rows  sha256 {snapshot.sha256}")
 
 
 @app.callback(invoke_without_command=True)
@@ -349,9 +228,3 @@ def _run(config: "Config", until: "Stage") -> Path:
     from rlhf_ray.training.stages import run_stages
 
     return run_stages(config, until=until, say=lambda line: typer.echo(line))
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, default=str))

@@ -1,7 +1,7 @@
 """What commands of every kind take, and the config that comes of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -21,3 +21,10 @@ def load(config: Path | None, overrides: list[str] | None) -> "Config":
     from rlhf_ray.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def print_json(content: Any) -> None:
+    """For programs that read it."""
+    import json
+
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, default=str))

@@ -35,9 +35,12 @@ class DataConfig(Section):
     """The prompts and the people's choices that a run reads."""
 
     path: Path | None = None
-    """Human preferences, one JSON object a line, plain or gzip. Only for `recipe: preferences`."""
-    format: Literal["hh", "pairs"] = "hh"
-    """`hh`: `chosen` and `rejected` dialogues as HH-RLHF writes them; `pairs`: `prompt`, `chosen`, `rejected`."""
+    """People's choices: JSON Lines, plain or gzip, or Parquet. Only for `recipe: preferences`."""
+    format: Literal[
+        "hh", "preference", "implicit", "feedback", "helpsteer2", "shp", "summaries", "lmarena", "argilla"
+    ] = "hh"
+    """How its rows are written, as for `rlhf feedback import`: `hh` as HH-RLHF has them, `preference`: `prompt`,
+    `chosen`, `rejected`."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a row that cannot be used, or skip it and say how many were skipped and why."""
     prompts: Count = 2400

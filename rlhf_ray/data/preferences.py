@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TypeVar
 
 from rlhf_ray.errors import DataError
@@ -32,17 +31,8 @@ class Rated:
 
 
 def comparisons(feedback: Iterable[Feedback]) -> list[Comparison]:
-    """Every strict preference in every ranking: k answers without ties give k(k-1)/2 of them.
-
-    Ties give none, and so do two answers of the same text, whatever their ranks: nothing can be learnt from them.
-    """
-    return [
-        Comparison(item.prompt, better.text, worse.text)
-        for item in feedback
-        if item.ranking
-        for (better, high), (worse, low) in permutations(zip(item.answers, item.ranking.ranks, strict=True), 2)
-        if high < low and better.text != worse.text
-    ]
+    """Every strict preference in every ranking."""
+    return [Comparison(item.prompt, better.text, worse.text) for item in feedback for better, worse in item.preferences]
 
 
 def rated(feedback: Iterable[Feedback], *, scale: Scale = "stars", aspect: str = "overall") -> list[Rated]:

@@ -3,9 +3,11 @@
 Everything here is checked when it is made, so what lies in a store can be trained on without looking again.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import permutations
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -27,7 +29,7 @@ from rlhf_ray.errors import FeedbackError
 from rlhf_ray.types import Message, Prompt
 
 Kind = Literal["rating", "ranking", "comment"]
-Scale = Literal["stars", "thumb"]
+Scale = Literal["stars", "thumb", "points"]
 MAX_ANSWERS = 16
 MAX_TEXT = 100_000
 MAX_COMMENT = 8_000
@@ -63,6 +65,7 @@ def now() -> datetime:
 
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
 Label = Annotated[str, Field(max_length=200), AfterValidator(_not_blank)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Moment = Annotated[AwareDatetime, AfterValidator(_as_utc)]
 
 
@@ -94,12 +97,16 @@ class Answer(_Record):
 
 
 class Rating(_Record):
-    """A number for one answer: 1 to 5 (`stars`), or a thumb, 0 or 1."""
+    """A number for one answer, the more the better: 1 to 5 (`stars`), a thumb, 0 or 1, or `points` on another scale."""
 
-    value: Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    value: Number
     scale: Scale = "stars"
     aspect: Label = "overall"
     """What was rated; `overall` unless the annotator was asked about something narrower."""
+    low: Number | None = None
+    """The least that could be given, in points; None where there is no least."""
+    high: Number | None = None
+    """The most."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Rating":
@@ -107,6 +114,11 @@ class Rating(_Record):
             raise ValueError(f"a thumb is 0 (down) or 1 (up), got {self.value:g}")
         if self.scale == "stars" and not 1 <= self.value <= 5:
             raise ValueError(f"a rating lies between 1 and 5, got {self.value:g}")
+        if self.scale != "points" and (self.low, self.high) != (None, None):
+            raise ValueError(f"low and high belong to points: {self.scale} have their own")
+        low, high = self.low, self.high
+        if (low is not None and self.value < low) or (high is not None and self.value > high):
+            raise ValueError(f"a rating between {low} and {high}, got {self.value:g}")
         return self
 
 
@@ -117,6 +129,10 @@ class Ranking(_Record):
     """
 
     ranks: tuple[StrictInt, ...]
+    strength: Annotated[Number, Field(ge=0)] | None = None
+    """How much better the first of two is, on the annotator's own scale; None where nobody said."""
+    all_bad: Literal[True] | None = None
+    """True where the annotator said that none of them will do."""
 
     @model_validator(mode="after")
     def _is_a_ranking(self) -> "Ranking":
@@ -169,6 +185,19 @@ class Feedback(_Record):
         """Which of the three it is."""
         return "rating" if self.rating else "ranking" if self.ranking else "comment"
 
+    @property
+    def preferences(self) -> list[tuple[Answer, Answer]]:
+        """(better, worse) of every two answers that a ranking tells apart: k(k-1)/2 of k answers without ties.
+
+        None where two say the same, whatever their ranks: nothing can be learnt from them.
+        """
+        placed = zip(self.answers, self.ranking.ranks, strict=True) if self.ranking else ()
+        return [
+            (better, worse)
+            for (better, high), (worse, low) in permutations(placed, 2)
+            if high < low and better.text != worse.text
+        ]
+
     @field_serializer("created_at")
     def _iso(self, moment: datetime) -> str:
         return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -208,6 +237,20 @@ def competition_ranks(scores: list[float]) -> tuple[int, ...]:
     for position, score in enumerate(sorted(scores, reverse=True), start=1):
         place.setdefault(score, position)
     return tuple(place[score] for score in scores)
+
+
+def names_of(messages: Sequence[Message]) -> tuple[str, str]:
+    """The names of a prompt and of its group, by what it says: equal dialogues are one prompt, those that the user
+    began alike one group. What the system says first, all may share.
+    """
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    opening = next((turn for turn in turns if turn["role"] == "user"), None)
+    return digest_of(turns), digest_of([opening] if opening else turns[:1])
+
+
+def digest_of(value: Any) -> str:
+    """A short name of a JSON value: 64 bits of its SHA-256."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def canonical_json(value: Any) -> str:

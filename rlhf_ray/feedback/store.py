@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,17 +87,16 @@ class FeedbackStore:
         An id that is there already with the same judgement is not written again, so that sending twice is safe;
         with another judgement it is refused.
         """
-        bodies: dict[str, tuple[Feedback, str]] = {}
-        for item in items:
-            body = to_json(item)
-            earlier = bodies.setdefault(item.id, (item, body))
-            _same_judgement(item.id, earlier[1], body)
-        with self._writing() as connection:
-            for id_, body in _existing(connection, list(bodies)):
-                _same_judgement(id_, body, bodies.pop(id_)[1])
-            if bodies:
-                connection.execute(insert(tables.feedback), [_row(item, body) for item, body in bodies.values()])
+        self.add_all(items)
         return [item.id for item in items]
+
+    def add_all(self, items: Iterable[Feedback]) -> int:
+        """The same of any number, which is never held as a whole; how many were not there before."""
+        items, new = iter(items), 0
+        with self._writing() as connection:
+            while batch := list(islice(items, PAGE)):
+                new += _add(connection, batch)
+        return new
 
     def commit(self, submissions: Sequence[Submission], kept: Sequence[Completion] = ()) -> list[Receipt | KeyReused]:
         """Write many requests' feedback and completions with one wait for the disk; an outcome a submission, in order.
@@ -298,6 +298,20 @@ class FeedbackStore:
             raise InfrastructureError(
                 f"nothing was written to feedback store {self.path}: {error.orig}; mend that and repeat the command"
             ) from None
+
+
+def _add(connection: Connection, items: Sequence[Feedback]) -> int:
+    """How many of them were new."""
+    bodies: dict[str, tuple[Feedback, str]] = {}
+    for item in items:
+        body = to_json(item)
+        earlier = bodies.setdefault(item.id, (item, body))
+        _same_judgement(item.id, earlier[1], body)
+    for id_, body in _existing(connection, list(bodies)):
+        _same_judgement(id_, body, bodies.pop(id_)[1])
+    if bodies:
+        connection.execute(insert(tables.feedback), [_row(item, body) for item, body in bodies.values()])
+    return len(bodies)
 
 
 def _row(item: Feedback, body: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rlhf_ray.feedback.schema import Feedback, Kind
+from rlhf_ray.feedback.schema import Feedback, Kind, Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Tally:
     name: str
     n: int
     mean: float | None
-    """Mean overall rating on the 1 to 5 scale; None where nothing was rated."""
+    """Mean overall rating on the store's scale; None where nothing was rated on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class StoreStats:
 
     rows: int
     by_kind: dict[Kind, int]
+    scale: Scale | None
+    """Of mean ratings: that of stars and points which most overall ratings are on; two scales do not mix."""
     by_sampler: tuple[Tally, ...]
     """`n` counts answers: a ranking of four judges four."""
     by_annotator: tuple[Tally, ...]
@@ -34,20 +36,36 @@ def summarise(feedback: Iterable[Feedback]) -> StoreStats:
     kinds: Counter[Kind] = Counter()
     judged: Counter[str] = Counter()
     judging: Counter[str] = Counter()
-    of_sampler: defaultdict[str, list[float]] = defaultdict(list)
-    of_annotator: defaultdict[str, list[float]] = defaultdict(list)
+    scales: Counter[Scale] = Counter()
+    of_sampler: defaultdict[tuple[Scale, str], _Sum] = defaultdict(_Sum)
+    of_annotator: defaultdict[tuple[Scale, str], _Sum] = defaultdict(_Sum)
     for item in feedback:
         kinds[item.kind] += 1
         judging[item.annotator] += 1
         judged.update(answer.sampler for answer in item.answers)
-        if item.rating and item.rating.scale == "stars" and item.rating.aspect == "overall":
-            of_sampler[item.answers[0].sampler].append(item.rating.value)
-            of_annotator[item.annotator].append(item.rating.value)
-    return StoreStats(kinds.total(), dict(kinds), _tallies(judged, of_sampler), _tallies(judging, of_annotator))
-
-
-def _tallies(counts: Mapping[str, int], ratings: Mapping[str, list[float]]) -> tuple[Tally, ...]:
-    return tuple(
-        Tally(name, n, sum(ratings[name]) / len(ratings[name]) if name in ratings else None)
-        for name, n in sorted(counts.items())
+        rating = item.rating
+        if rating and rating.scale != "thumb" and rating.aspect == "overall":
+            scales[rating.scale] += 1
+            of_sampler[rating.scale, item.answers[0].sampler].add(rating.value)
+            of_annotator[rating.scale, item.annotator].add(rating.value)
+    scale = max(scales, key=lambda scale: scales[scale], default=None)
+    return StoreStats(
+        kinds.total(), dict(kinds), scale, _tallies(judged, of_sampler, scale), _tallies(judging, of_annotator, scale)
     )
+
+
+@dataclass(slots=True)
+class _Sum:
+    total: float = 0.0
+    n: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.n += 1
+
+
+def _tallies(
+    counts: Mapping[str, int], ratings: Mapping[tuple[Scale, str], _Sum], scale: Scale | None
+) -> tuple[Tally, ...]:
+    means = {name: total.total / total.n for (on, name), total in ratings.items() if on == scale}
+    return tuple(Tally(name, n, means.get(name)) for name, n in sorted(counts.items()))

@@ -9,7 +9,6 @@
 | `DELETE /v1/completions/{id}` | admin | forget one kept answer |
 """
 
-import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -18,12 +17,21 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Str
 from rlhf_ray.errors import FeedbackError
 from rlhf_ray.feedback.completions import Completion
 from rlhf_ray.feedback.requests import RequestKey, Submission, request_sha256
-from rlhf_ray.feedback.schema import MAX_ANSWERS, MAX_COMMENT, MAX_TEXT, Feedback, Kind, canonical_json, parse_feedback
+from rlhf_ray.feedback.schema import (
+    MAX_ANSWERS,
+    MAX_COMMENT,
+    MAX_TEXT,
+    Feedback,
+    Kind,
+    canonical_json,
+    names_of,
+    parse_feedback,
+)
 from rlhf_ray.serving.auth import Caller, role
 from rlhf_ray.serving.backends import RecordsBackend
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.settings import ServiceConfig
-from rlhf_ray.types import Role
+from rlhf_ray.types import Message, Role
 
 KEY_HEADER = "Idempotency-Key"
 MAX_PAGE = 1_000
@@ -251,7 +259,7 @@ def _judgements(body: FeedbackRequest, completion: Completion | None, *, annotat
 def _shown(body: FeedbackRequest, completion: Completion | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The prompt with its names, and the answers, as fields of `Feedback`."""
     if completion is not None:
-        turns = [{"role": turn.role, "content": turn.content} for turn in completion.dialogue]
+        turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in completion.dialogue]
         answers = [completion.answer(index) for index in range(len(completion.answers))]
     else:
         assert body.completions is not None
@@ -260,10 +268,8 @@ def _shown(body: FeedbackRequest, completion: Completion | None) -> tuple[dict[s
             (BroughtAnswer(text=answer) if isinstance(answer, str) else answer).model_dump()
             for answer in body.completions
         ]
-    # Dialogues that the user began alike stay on one side of a split; what the system says first, all may share.
-    opening = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), 0)
-    names = {"prompt_id": _digest(turns), "group": _digest(turns[opening : opening + 1])}
-    return names | {"messages": turns}, answers
+    prompt_id, group = names_of([Message(turn["role"], turn["content"]) for turn in turns])
+    return {"messages": turns, "prompt_id": prompt_id, "group": group}, answers
 
 
 def _meant(body: FeedbackRequest, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -273,7 +279,3 @@ def _meant(body: FeedbackRequest, answers: list[dict[str, Any]]) -> list[dict[st
     if body.index is not None and body.index >= len(answers):
         raise FeedbackError(f"index {body.index}: there are {len(answers)} answers, from 0")
     return [answers[body.index or 0]]
-
-
-def _digest(turns: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(canonical_json(turns).encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config import Config
 from rlhf_ray.data.prompts import PromptStream
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.formats import import_pairs
 from rlhf_ray.feedback.schema import Answer
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.recipes.annotators import annotate, flipped_share
@@ -25,7 +24,7 @@ Say = Callable[[str], None]
 def collect_from_people(store: FeedbackStore, recipe: PreferencesRecipe, config: Config, *, say: Say) -> dict[str, Any]:
     """Writes the choices of the training side into the store; the held-out side stays out of every training stage."""
     say(f"{config.data.path}: {recipe.described}")
-    import_pairs(store, recipe.train_pairs, annotator=config.data.format, sampler=config.data.format)
+    store.add(recipe.train)
     return _freeze(store, say=say)
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config import Config
 from rlhf_ray.data.preferences import split_by_group
 from rlhf_ray.errors import ConfigError, DataError
-from rlhf_ray.feedback.formats import read_pairs
+from rlhf_ray.feedback.transfer import Found, read_feedback
 from rlhf_ray.models.policy import encode_prompt
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.dialogue import DialogueRecipe
@@ -49,11 +49,13 @@ def _fitting(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, conf
 
 
 def make_preferences(config: Config) -> PreferencesRecipe:
-    """People's pairs, split so that no group lies on both sides."""
+    """People's choices, split so that no group lies on both sides."""
     if config.data.path is None:
         raise ConfigError("recipe: preferences needs data.path, a file of human choices")
-    file = read_pairs(config.data.path, config.data.format, config.data.on_bad_row)
-    train, held_out = split_by_group(
-        file.pairs, group=lambda pair: pair.prompt.group, held_out=config.data.held_out, seed=config.seed
-    )
-    return PreferencesRecipe(train, held_out, described=file.describe())
+    data, found = config.data, Found()
+    feedback = read_feedback(config.data.path, data.format, found, on_bad_row=data.on_bad_row)
+    choices = [item for item in feedback if item.preferences]
+    if not choices:
+        raise DataError(f"{data.path} compares no answers ({found.describe()}): give a file of people's choices")
+    train, held_out = split_by_group(choices, group=lambda item: item.group, held_out=data.held_out, seed=config.seed)
+    return PreferencesRecipe(train, held_out, described=found.describe())

@@ -1,12 +1,19 @@
 """People's pairs as a recipe."""
 
-from rlhf_ray.feedback.formats import Pair
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.types import Message, Prompt
+from rlhf_ray.types import Message
 
 
-def make_pair(n: int, chosen: str = "yes", rejected: str = "no") -> Pair:
-    return Pair(Prompt(f"p{n}", (Message("user", f"question {n}"),), group=f"g{n}"), chosen, rejected)
+def make_pair(n: int, chosen: str = "yes", rejected: str = "no") -> Feedback:
+    return Feedback(
+        messages=(Message("user", f"question {n}"),),
+        prompt_id=f"p{n}",
+        group=f"g{n}",
+        answers=tuple(Answer(text=text, sampler="them") for text in (chosen, rejected)),
+        ranking=Ranking(ranks=(1, 2)),
+        annotator="people",
+    )
 
 
 def recipe() -> PreferencesRecipe:

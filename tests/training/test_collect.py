@@ -6,12 +6,12 @@ import pytest
 
 from rlhf_ray.config import Config, load_config
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.formats import Pair
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
-from rlhf_ray.types import Exchange, GenerationRequest, Message, Prompt, Rollout, Sampling
+from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling
+from tests.recipes.test_preferences import make_pair
 from tests.training.fakes import Roles, Tokenizer
 
 
@@ -69,7 +69,7 @@ def test_more_prompts_than_there_are_is_an_error_with_both_figures(tmp_path: Pat
 
 
 def test_only_the_training_side_of_peoples_choices_is_stored(tmp_path: Path) -> None:
-    pairs = [Pair(Prompt(f"p{i}", (Message("user", f"q{i}"),), f"g{i}"), f"yes {i}", f"no {i}") for i in range(4)]
+    pairs = [make_pair(i, f"yes {i}", f"no {i}") for i in range(4)]
     recipe = PreferencesRecipe(pairs[:3], pairs[3:], described="4 pairs")
     with FeedbackStore(tmp_path / "s.db") as store:
         record = collect_from_people(store, recipe, load_config(), say=lambda _: None)

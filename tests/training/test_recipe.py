@@ -23,9 +23,9 @@ def test_no_group_of_peoples_pairs_lies_on_both_sides(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = make_preferences(
-        load_config(None, ["recipe=preferences", "data.format=pairs", f"data.path={path}", "data.held_out=3"])
+        load_config(None, ["recipe=preferences", "data.format=preference", f"data.path={path}", "data.held_out=3"])
     )
-    train, held_out = ({pair.prompt.group for pair in pairs} for pairs in (recipe.train_pairs, recipe.held_out_pairs))
+    train, held_out = ({item.group for item in items} for items in (recipe.train, recipe.held_out))
     assert (len(train), len(held_out), train & held_out) == (7, 3, set())
 
 

@@ -1,0 +1,199 @@
+"""`rlhf feedback`: people's judgements into a store and out of it, what it holds, who wins, and a frozen set of it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from rlhf_ray.cli.options import print_json
+
+app = typer.Typer(help="People's judgements: import, export, look at, freeze.", no_args_is_help=True)
+
+Store = Annotated[str, typer.Option("--store", help="Database: sqlite:///path/feedback.db, or its path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+SHEET = "sheet"
+
+
+class By(StrEnum):
+    """What feedback is counted by."""
+
+    SAMPLER = "sampler"
+    ANNOTATOR = "annotator"
+
+
+class OnError(StrEnum):
+    """What becomes of a row that cannot be used."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+@app.command("formats")
+def formats() -> None:
+    """The formats that `import` reads and `export` writes."""
+    from rlhf_ray.feedback.formats import FORMATS
+
+    typer.echo(f"{'format':<20}{'import':<8}{'export':<8}")
+    for name, kind in FORMATS.items():
+        can = ["yes" if able else "-" for able in (kind.read, kind.write)]
+        typer.echo(f"{name:<20}{can[0]:<8}{can[1]:<8}{kind.about}")
+    typer.echo(f"{SHEET:<20}{'yes':<8}{'-':<8}a filled-in sheet of `rlhf eval`")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="JSON Lines, plain or gzip, Parquet, or a table with tabs.")],
+    store: Store,
+    format: Annotated[
+        str, typer.Option("--format", help="How its rows are written: see `rlhf feedback formats`.")
+    ] = "hh",
+    on_error: Annotated[
+        OnError, typer.Option(help="Stop before anything is written, or skip and count.")
+    ] = OnError.STOP,
+    report: Annotated[Optional[Path], typer.Option(help="A file for the rows skipped, a line each.")] = None,  # noqa: UP045
+    annotator: Annotated[Optional[str], typer.Option(help="Who judged, where the file does not say.")] = None,  # noqa: UP045
+    sampler: Annotated[Optional[str], typer.Option(help="Who answered, where the file does not say.")] = None,  # noqa: UP045
+) -> None:
+    """Write human judgements from a file into a store: all of it, or nothing. The same file again adds nothing."""
+    from rlhf_ray.errors import InputError
+    from rlhf_ray.feedback.sheets import read_sheet
+    from rlhf_ray.feedback.store import FeedbackStore
+    from rlhf_ray.feedback.transfer import Found, read_feedback
+
+    if format == SHEET:
+        if annotator is None:
+            raise InputError("a sheet does not say who filled it in: give --annotator")
+        judged = read_sheet(file, annotator=annotator)
+        with FeedbackStore(store) as opened:
+            new = opened.add_all(judged)
+        typer.echo(f"{len(judged)} judgements; {new} are new in {store}")
+        return
+    if report is not None and on_error is OnError.STOP:
+        raise InputError("--report is about rows skipped: give --on-error skip, too")
+    found = Found()
+    size = file.stat().st_size if file.is_file() else 0
+    with _progress("importing", size) as watch, FeedbackStore(store) as opened:
+        items = read_feedback(
+            file,
+            format,
+            found,
+            on_bad_row="skip" if on_error is OnError.SKIP else "error",
+            annotator=annotator,
+            sampler=sampler,
+            report=report,
+            watch=watch,
+        )
+        new = opened.add_all(items)
+    typer.echo(f"{found.describe()}; {new} are new in {store}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="To be made: .jsonl, .jsonl.gz or .parquet.")],
+    store: Store,
+    format: Annotated[
+        str, typer.Option("--format", help="How rows are written: see `rlhf feedback formats`.")
+    ] = "feedback",
+    snapshot: Annotated[Optional[str], typer.Option(help="A frozen set; by default all of now.")] = None,  # noqa: UP045
+    conversational: Annotated[bool, typer.Option(help="Prompts and answers as turns of a chat.")] = False,
+) -> None:
+    """Write a store's feedback for other programs; what a format has no words for is left out and counted."""
+    from rlhf_ray.feedback.store import FeedbackStore
+    from rlhf_ray.feedback.transfer import export_feedback, writable
+
+    writable(format)  # before the store is opened
+    with FeedbackStore(store, read_only=True) as opened:
+        items = opened.iter() if snapshot is None else opened.read(snapshot)
+        with _progress("exporting", opened.count()) as watch:
+            written = export_feedback(file, items, format, conversational=conversational, watch=watch)
+    typer.echo(f"{file}: {written.describe()}")
+
+
+@app.command()
+def stats(
+    store: Store,
+    by: Annotated[Optional[By], typer.Option("--by", help="Only these tallies.")] = None,  # noqa: UP045
+    as_json: AsJson = False,
+) -> None:
+    """How much feedback a store holds: by kind, by who sampled the answers, by annotator."""
+    from rlhf_ray.feedback.store import FeedbackStore
+
+    with FeedbackStore(store, read_only=True) as opened:
+        found = opened.stats()
+    tallies = {
+        key: [{key: tally.name, "n": tally.n, "mean": tally.mean} for tally in getattr(found, f"by_{key}")]
+        for key in By
+        if by in (None, key)
+    }
+    if as_json:
+        counts = {"rows": found.rows, "by_kind": found.by_kind, "scale": found.scale}
+        print_json({**counts, **{f"by_{key}": rows for key, rows in tallies.items()}})
+        return
+    kinds = ", ".join(f"{n} {kind}s" for kind, n in found.by_kind.items()) or "nothing"
+    typer.echo(f"{found.rows} rows: {kinds}")
+    for key, rows in tallies.items():
+        typer.echo(f"{key:<24}{'n':>8}  mean rating" + (f" ({found.scale})" if found.scale else ""))
+        for row in rows:
+            mean = "-" if row["mean"] is None else f"{row['mean']:.2f}"
+            typer.echo(f"  {row[key]:<22}{row['n']:>8}  {mean:>11}")
+
+
+@app.command()
+def wins(store: Store, as_json: AsJson = False) -> None:
+    """Whose answers people prefer: every two samplers, or served versions, that somebody compared.
+
+    The rate is the mean over prompts of how often the first was preferred, a tie counting half, with its 95% interval.
+    """
+    from dataclasses import asdict
+
+    from rlhf_ray.feedback.store import FeedbackStore
+    from rlhf_ray.feedback.wins import wins as wins_of
+
+    with FeedbackStore(store, read_only=True) as opened:
+        duels = wins_of(opened.iter())
+    if as_json:
+        print_json([asdict(duel) for duel in duels])
+        return
+    if not duels:
+        typer.echo(f"{store}: nobody compared two samplers' answers to one prompt yet")
+    for duel in duels:
+        low, high = duel.ci95
+        typer.echo(
+            f"{duel.name} against {duel.other}: preferred in {duel.rate:.1%} [{low:.1%}, {high:.1%}] of "
+            f"{duel.judgements} judgements of {duel.prompts} prompts"
+        )
+
+
+@app.command()
+def snapshot(
+    store: Store,
+    name: Annotated[Optional[str], typer.Option(help="Its name; by default one is made.")] = None,  # noqa: UP045
+) -> None:
+    """Freeze what a store holds now: the set that a training run reads, with its hash."""
+    from rlhf_ray.feedback.store import FeedbackStore
+
+    with FeedbackStore(store) as opened:
+        frozen = opened.freeze(name)
+    typer.echo(f"{frozen.id}  {frozen.rows} rows  sha256 {frozen.sha256}")
+
+
+@contextmanager
+def _progress(doing: str, length: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, to which is told how much is done; elsewhere nothing."""
+    if not sys.stderr.isatty() or not length:
+        yield lambda _: None
+        return
+    done = 0
+    with typer.progressbar(length=length, label=doing, file=sys.stderr) as bar:
+
+        def watch(now: int) -> None:
+            nonlocal done
+            bar.update(now - done)
+            done = now
+
+        yield watch
+        bar.update(length - done)
