@@ -62,6 +62,8 @@ def main() -> int:
     parser.add_argument("--epochs", nargs="+", type=int, default=[1])
     parser.add_argument("--lengths", nargs="+", choices=("fixed", "natural"), default=["fixed", "natural"])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--counted", type=int, default=COUNTED, help="steps of a round, after the first two")
+    parser.add_argument("--threads", nargs="+", type=int, choices=(1, 2), default=[1, 2], help="TRL's")
     parser.add_argument("--learn", action="store_true", help="how fast each learns, instead of seconds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trl", action="store_true", help="with --learn: TRL anew too, one seed")
@@ -83,27 +85,36 @@ def seconds(options: argparse.Namespace) -> bool:
                 bound = pieces(workload) if lengths == "fixed" else None
                 for algorithm in options.algorithms:
                     for epochs in options.epochs:
-                        passed &= line(workload, size, lengths, algorithm, epochs, options.rounds, bound)
+                        passed &= line(workload, size, lengths, algorithm, epochs, options, bound)
     return passed
 
 
 def line(
-    workload: Path, size: str, lengths: str, algorithm: str, epochs: int, rounds: int, bound: dict[str, float] | None
+    workload: Path,
+    size: str,
+    lengths: str,
+    algorithm: str,
+    epochs: int,
+    options: argparse.Namespace,
+    bound: dict[str, float] | None,
 ) -> bool:
     """One comparison."""
-    contenders: dict[str, Callable[[], list[float]]] = {
-        "one after the other": partial(ours, workload, algorithm, epochs, staleness=0),
-        "overlapped": partial(ours, workload, algorithm, epochs, staleness=1),
-        "TRL, 1 thread": partial(trl_seconds, workload, algorithm, epochs, threads=1),
-        "TRL, 2 threads": partial(trl_seconds, workload, algorithm, epochs, threads=2),
+    count = WARM_UP + options.counted
+    us: dict[str, Callable[[], list[float]]] = {
+        name: partial(ours, workload, algorithm, epochs, count, staleness=staleness)
+        for staleness, name in enumerate(("one after the other", "overlapped"))
     }
-    took: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
+    peers: dict[str, Callable[[], list[float]]] = {
+        f"TRL, threads: {threads}": partial(trl_seconds, workload, algorithm, epochs, count, threads=threads)
+        for threads in options.threads
+    }
+    took: dict[str, list[float]] = {name: [] for name in us | peers}
+    for _ in range(options.rounds):
+        for name, run in (us | peers).items():
             took[name] += run()
     medians = {name: statistics.median(times) for name, times in took.items()}
-    best = min(medians["one after the other"], medians["overlapped"])
-    gain = min(medians["TRL, 1 thread"], medians["TRL, 2 threads"]) / best
+    best = min(medians[name] for name in us)
+    gain = min(medians[name] for name in peers) / best
     print(f"{size}, {lengths} lengths, {algorithm}, {epochs} epochs")
     for name, times in took.items():
         print(f"  {name}: {medians[name]:.2f} s ({min(times):.2f} to {max(times):.2f})")
@@ -194,10 +205,10 @@ def steps(workload: Path, config: Config, count: int, *, learns: bool) -> Iterat
             yield time.perf_counter() - start, metrics["objective/scores"]
 
 
-def ours(workload: Path, algorithm: str, epochs: int, *, staleness: int) -> list[float]:
-    """Seconds of our own steps."""
+def ours(workload: Path, algorithm: str, epochs: int, count: int, *, staleness: int) -> list[float]:
+    """Seconds of our own steps but the first ones."""
     config = settings(algorithm, epochs, staleness, IDLE_RATE, seed=0)
-    return [took for took, _ in steps(workload, config, WARM_UP + COUNTED, learns=False)][WARM_UP:]
+    return [took for took, _ in steps(workload, config, count, learns=False)][WARM_UP:]
 
 
 def curve(workload: Path, algorithm: str, seed: int) -> list[float]:
@@ -222,10 +233,9 @@ def trl(workload: Path, algorithm: str, *arguments: str, threads: int) -> list[d
     return [json.loads(row) for row in found.stdout.splitlines() if row.startswith('{"step"')]
 
 
-def trl_seconds(workload: Path, algorithm: str, epochs: int, *, threads: int) -> list[float]:
-    """Seconds of its steps."""
-    count = str(WARM_UP + COUNTED)
-    rows = trl(workload, algorithm, "--steps", count, "--epochs", str(epochs), threads=threads)
+def trl_seconds(workload: Path, algorithm: str, epochs: int, count: int, *, threads: int) -> list[float]:
+    """Seconds of its steps but the first ones."""
+    rows = trl(workload, algorithm, "--steps", str(count), "--epochs", str(epochs), threads=threads)
     return [row["seconds"] for row in rows if "seconds" in row][WARM_UP:]
 
 

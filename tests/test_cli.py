@@ -11,6 +11,7 @@ from rlhf_ray.feedback.schema import Answer, Feedback, Rating
 from rlhf_ray.feedback.sheets import write_sheet
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.types import Message, Prompt
+from tests.feedback.test_quality import adversarial, honest, world
 
 
 def rlhf(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -90,6 +91,25 @@ def test_feedback_is_imported_counted_and_frozen(tmp_path: Path) -> None:
     again = rlhf("feedback", "import", "out.parquet", "--format", "preference", "--store", "s.db", cwd=tmp_path)
     assert "0 are new" in again.stdout, again.stderr
     assert "lmarena" in rlhf("feedback", "formats", cwd=tmp_path).stdout
+
+
+def test_whose_word_counts_is_shown_and_decided(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.db") as store:
+        ways = {f"good-{n}": honest(0.95) for n in range(5)} | {"against": adversarial}
+        store.add(world(ways, items=120, overlap=3))
+    shown = rlhf("feedback", "quality", "--store", "s.db", cwd=tmp_path).stdout
+    assert shown.startswith("better of two answers: Krippendorff's alpha ")
+    assert "chooses against the others" in next(line for line in shown.splitlines() if line.startswith("against"))
+    told = ["--store", "s.db", "--annotator", "against", "--reason", "has the scale turned round"]
+    whole = rlhf("feedback", "snapshot", "--store", "s.db", "--name", "whole", cwd=tmp_path).stdout
+    done = rlhf("feedback", "exclude", *told, cwd=tmp_path)
+    assert "left out of snapshots" in done.stdout, done.stderr
+    less = rlhf("feedback", "snapshot", "--store", "s.db", "--of", "whole", cwd=tmp_path).stdout
+    assert int(less.split()[1]) < int(whole.split()[1]) == 360
+    found = json.loads(rlhf("feedback", "quality", "--store", "s.db", "--json", cwd=tmp_path).stdout)
+    assert found["excluded"] == ["against"]
+    refused = rlhf("feedback", "exclude", "--store", "s.db", "--reason", "x", cwd=tmp_path)
+    assert (refused.returncode, "give --annotator, or --id" in refused.stderr) == (2, True)
 
 
 def test_a_filled_in_sheet_says_who_wins(tmp_path: Path) -> None:

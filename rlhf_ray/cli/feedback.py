@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -169,15 +170,80 @@ def wins(store: Store, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def quality(store: Store, as_json: AsJson = False) -> None:
+    """How far people agree, and what is known of each annotator, from nothing but what they said of the same things.
+
+    Accuracy is how often somebody's choice is what is so, by all that was said (Dawid and Skene); bias and correlation
+    are of their ratings with how good answers are. Nobody is left out by this: see `rlhf feedback exclude`.
+    """
+    from dataclasses import asdict
+
+    from rlhf_ray.feedback.quality import quality_of
+    from rlhf_ray.feedback.store import FeedbackStore
+
+    with FeedbackStore(store, read_only=True) as opened:
+        found, excluded = quality_of(opened.iter()), opened.excluded()
+    if as_json:
+        print_json({**asdict(found), "excluded": sorted(excluded.annotators)})
+        return
+    if not found.agreement:
+        typer.echo("nothing was judged by two people: agreement and accuracy need things that several judge")
+    for kind in found.agreement:
+        alpha = (
+            "nothing varies"
+            if kind.alpha is None or kind.ci95 is None
+            else (f"Krippendorff's alpha {kind.alpha:.3f} [{kind.ci95[0]:.3f}, {kind.ci95[1]:.3f}]")
+        )
+        typer.echo(f"{kind.what}: {alpha}, {kind.level}, {kind.things} things")
+    typer.echo(
+        f"{'annotator':<24}{'n':>7}{'choices':>9}{'accuracy':>10}{'ratings':>9}{'bias':>7}{'corr.':>7}{'first':>7}"
+        f"{'again':>7}{'s':>6}"
+    )
+    for person in found.people:
+        figures = [
+            (person.judgements, 7, "d"), (person.choices, 9, "d"), (person.accuracy, 10, ".3f"),
+            (person.ratings, 9, "d"), (person.bias, 7, "+.2f"), (person.correlation, 7, ".2f"),
+            (person.first, 7, ".2f"), (person.consistent, 7, ".2f"), (person.seconds, 6, ".0f"),
+        ]  # fmt: skip
+        cells = "".join(f"{'-' if value is None else format(value, form):>{width}}" for value, width, form in figures)
+        remarks = [*person.remarks, *(["excluded"] if person.name in excluded.annotators else [])]
+        typer.echo(f"{person.name:<24}{cells}  {'; '.join(remarks)}".rstrip())
+
+
+@app.command()
+def exclude(
+    store: Store,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the flag.")],
+    annotator: Annotated[Optional[list[str]], typer.Option(help="All of somebody's; may be repeated.")] = None,  # noqa: UP045
+    id: Annotated[Optional[list[str]], typer.Option("--id", help="One judgement; may be repeated.")] = None,  # noqa: UP045
+    back: Annotated[bool, typer.Option("--back", help="Take it back.")] = False,
+) -> None:
+    """Leave somebody's judgements, or some of them, out of snapshots from now on. Nothing is removed.
+
+    `rlhf feedback snapshot --of NAME` then freezes the rows of an earlier snapshot less those.
+    """
+    from rlhf_ray.errors import InputError
+    from rlhf_ray.feedback.store import FeedbackStore
+
+    if bool(annotator) == bool(id):
+        raise InputError("say what to leave out: give --annotator, or --id")
+    with FeedbackStore(store) as opened:
+        flag = partial(opened.flag, out=not back, reason=reason, by="command line")
+        rows = flag("annotator", annotator) if annotator else flag("feedback", id or [])
+    typer.echo(f"{rows} rows are {'back in' if back else 'left out of'} snapshots of {store} from now on")
+
+
+@app.command()
 def snapshot(
     store: Store,
     name: Annotated[Optional[str], typer.Option(help="Its name; by default one is made.")] = None,  # noqa: UP045
+    of: Annotated[Optional[str], typer.Option(help="Only rows of this earlier snapshot.")] = None,  # noqa: UP045
 ) -> None:
-    """Freeze what a store holds now: the set that a training run reads, with its hash."""
+    """Freeze what a store holds now, less what is excluded: the set that a training run reads, with its hash."""
     from rlhf_ray.feedback.store import FeedbackStore
 
     with FeedbackStore(store) as opened:
-        frozen = opened.freeze(name)
+        frozen = opened.freeze(name, of=of)
     typer.echo(f"{frozen.id}  {frozen.rows} rows  sha256 {frozen.sha256}")
 
 

@@ -172,6 +172,8 @@ class Feedback(_Record):
     annotator: Label
     display_order: tuple[StrictInt, ...] | None = None
     """Indices into `answers` in the order in which the annotator saw them; None where nobody noted it."""
+    seconds: Annotated[Number, Field(ge=0)] | None = None
+    """From when the answers were shown to when the judgement was made; None where nobody noted it."""
     created_at: Moment = Field(default_factory=now)
     """UTC."""
 

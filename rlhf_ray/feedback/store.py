@@ -17,18 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Table, func, insert, inspect, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rlhf_ray.errors import DataError, FeedbackError, InfrastructureError
-from rlhf_ray.feedback import completions, tables
+from rlhf_ray.feedback import completions, exclusions, tables
 from rlhf_ray.feedback.completions import Completion
+from rlhf_ray.feedback.exclusions import Excluded, What
 from rlhf_ray.feedback.requests import KeyReused, Receipt, RequestKey, Submission, known_answers, remember, replay
 from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
 from rlhf_ray.feedback.summary import StoreStats, summarise
 from rlhf_ray.sqlite import file_of, open_engine
 
 PAGE = 1_000
+_NOBODY = Excluded(frozenset(), frozenset())
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -184,30 +186,64 @@ class FeedbackStore:
         conditions = [tables.feedback.c[column] == value for column, value in wanted.items() if value is not None]
         return (parse_feedback(body) for body in self._pages(conditions))
 
-    def freeze(self, name: str | None = None) -> Snapshot:
-        """A snapshot of all rows of now. The same rows under the same name are the same snapshot.
+    def flag(self, what: What, names: Sequence[str], *, out: bool = True, reason: str, by: str) -> int:
+        """Leaves annotators, or pieces of feedback by id, out of snapshots from now on, or no longer.
 
-        Without a name it is called after its hash.
+        Returns how many rows that are there it is about; `DataError` where nothing is there of a name.
+        """
+        column = tables.feedback.c.annotator if what == "annotator" else tables.feedback.c.id
+        with self._writing() as connection:
+            query = select(column, func.count()).where(column.in_(names)).group_by(column)
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+            if unknown := [name for name in names if name not in counts]:
+                raise DataError(f"feedback store {self.path} holds nothing of {what} '{unknown[0]}': check the name")
+            exclusions.flag(connection, what, names, out=out, reason=reason, by=by)
+        return sum(counts.values())
+
+    def excluded(self) -> Excluded:
+        """What is left out of snapshots now."""
+        with self._reading() as connection:
+            return exclusions.excluded(connection) if self._knows(tables.exclusions) else _NOBODY
+
+    def freeze(self, name: str | None = None, *, of: str | None = None) -> Snapshot:
+        """A snapshot of all rows of now, or of those of another snapshot, less what is excluded.
+
+        The same rows under the same name are the same snapshot. Without a name it is called after its hash.
         """
         if name is not None and not _NAME.fullmatch(name):
             raise DataError(f"snapshot name '{name}': use small letters, digits, - and _, at most 64")
+        columns = tables.feedback.c
+        query = select(columns.seq, columns.id, columns.annotator, columns.body).order_by(columns.seq)
+        if of is not None:
+            members = tables.snapshot_rows.c
+            query = query.join(tables.snapshot_rows, members.seq == columns.seq).where(members.snapshot_id == of)
         with self._writing() as connection:
-            rows = connection.execute(select(tables.feedback.c.seq, tables.feedback.c.body).order_by("seq")).all()
+            if of is not None:
+                _known_snapshot(connection, of, self.path)
+            out = exclusions.excluded(connection)
+            digest, rows = hashlib.sha256(), list[int]()
+            for row in connection.execute(query.execution_options(yield_per=PAGE)):
+                if not out.has(row.id, row.annotator):
+                    digest.update(f"{row.body}\n".encode())
+                    rows.append(row.seq)
             if not rows:
-                raise DataError(f"feedback store {self.path} is empty: write or import feedback before freezing it")
-            digest = _sha256(body for _, body in rows)
-            snapshot = Snapshot(name or f"s-{digest[:12]}", digest, len(rows))
+                raise DataError(
+                    f"feedback store {self.path} has nothing to freeze: write or import feedback first, or take an "
+                    "exclusion back"
+                )
+            sha256 = digest.hexdigest()
+            snapshot = Snapshot(name or f"s-{sha256[:12]}", sha256, len(rows))
             known = _snapshots(connection).get(snapshot.id)
             if known is None:
                 connection.execute(
-                    insert(tables.snapshots), {"id": snapshot.id, "sha256": digest, "rows": snapshot.rows}
+                    insert(tables.snapshots), {"id": snapshot.id, "sha256": sha256, "rows": snapshot.rows}
                 )
                 connection.execute(
-                    insert(tables.snapshot_rows), [{"snapshot_id": snapshot.id, "seq": seq} for seq, _ in rows]
+                    insert(tables.snapshot_rows), [{"snapshot_id": snapshot.id, "seq": seq} for seq in rows]
                 )
             elif known != snapshot:
                 raise DataError(
-                    f"snapshot '{name}' exists with {known.rows} rows, the store now holds {snapshot.rows}: "
+                    f"snapshot '{name}' exists with {known.rows} rows, there would now be {snapshot.rows}: "
                     "choose another name, or leave it out"
                 )
         return snapshot
@@ -221,11 +257,7 @@ class FeedbackStore:
         """A snapshot's feedback, its hash checked before the first row is handed out."""
         members = tables.snapshot_rows
         with self._reading() as connection:
-            known = _snapshots(connection)
-            snapshot = known.get(snapshot_id)
-            if snapshot is None:
-                listed = ", ".join(sorted(known)) or "none yet"
-                raise DataError(f"no snapshot '{snapshot_id}' in {self.path}; there are: {listed}")
+            snapshot = _known_snapshot(connection, snapshot_id, self.path)
             query = (
                 select(tables.feedback.c.body)
                 .join(members, members.c.seq == tables.feedback.c.seq)
@@ -256,6 +288,10 @@ class FeedbackStore:
         except BaseException:
             self.close()
             raise
+
+    def _knows(self, table: Table) -> bool:
+        """Whether the file has this table: a store of an earlier version, opened read_only, stays as it is."""
+        return inspect(self._engine).has_table(table.name)
 
     def _pages(self, conditions: list[ColumnElement[bool]]) -> Iterator[str]:
         # A page at a time, so that no transaction stays open while the caller thinks.
@@ -344,6 +380,13 @@ def _without_time(body: str) -> str:
 
 def _snapshots(connection: Connection) -> dict[str, Snapshot]:
     return {row.id: Snapshot(row.id, row.sha256, row.rows) for row in connection.execute(select(tables.snapshots))}
+
+
+def _known_snapshot(connection: Connection, id_: str, path: Path) -> Snapshot:
+    known = _snapshots(connection)
+    if id_ not in known:
+        raise DataError(f"no snapshot '{id_}' in {path}; there are: {', '.join(sorted(known)) or 'none yet'}")
+    return known[id_]
 
 
 def _sha256(bodies: Iterable[str]) -> str:

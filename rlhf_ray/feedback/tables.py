@@ -16,9 +16,10 @@ from sqlalchemy import Column, ForeignKey, Index, Integer, MetaData, Table, Text
 from rlhf_ray.errors import DataError, InfrastructureError
 from rlhf_ray.sqlite import append_only
 
-SCHEMA_VERSION = 2
-"""1: feedback and snapshots. 2: completions, request keys, and `completion_id` in feedback. Opening for writing brings
-an older file up to date, in one transaction; a newer one is refused."""
+SCHEMA_VERSION = 3
+"""1: feedback and snapshots. 2: completions, request keys, and `completion_id` in feedback. 3: exclusions; points,
+strength and seconds in feedback. Opening for writing brings an older file up to date, in one transaction; a newer one
+is refused."""
 
 metadata = MetaData()
 
@@ -76,8 +77,21 @@ request_keys = Table(
 )
 """What was answered to which request, written with the rows that the request brought. Never forgotten."""
 
+exclusions = Table(
+    "exclusions",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("what", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("out", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""Flags; see `exclusions.py`."""
 
-for _table in (feedback, snapshots, snapshot_rows, request_keys):
+
+for _table in (feedback, snapshots, snapshot_rows, request_keys, exclusions):
     append_only(_table)
 
 

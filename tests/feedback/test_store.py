@@ -216,7 +216,7 @@ def test_a_snapshot_name_cannot_be_given_to_other_rows(database: Path) -> None:
         store.add([make_feedback()])
         store.freeze("run-1")
         store.add([make_feedback()])
-        with pytest.raises(DataError, match=r"'run-1' exists with 1 rows, the store now holds 2"):
+        with pytest.raises(DataError, match=r"'run-1' exists with 1 rows, there would now be 2"):
             store.freeze("run-1")
 
 
@@ -230,7 +230,7 @@ def test_a_snapshot_name_is_a_plain_word(database: Path, name: str) -> None:
 
 def test_an_empty_store_cannot_be_frozen_and_an_unknown_snapshot_not_read(database: Path) -> None:
     with FeedbackStore(database) as store:
-        with pytest.raises(DataError, match="is empty"):
+        with pytest.raises(DataError, match="has nothing to freeze"):
             store.freeze()
         store.add([make_feedback()])
         store.freeze("here")

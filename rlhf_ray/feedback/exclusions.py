@@ -1,0 +1,71 @@
+"""Whose feedback is left out of snapshots, or which piece of it: flags, set and taken back, never a row removed.
+
+Each flag is a row of its own with who set it, when and why; of several for one name the last one holds. So the same
+snapshot can be frozen again without somebody's rows, and later with them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Connection, insert, select
+
+from rlhf_ray.feedback.schema import now
+from rlhf_ray.feedback.tables import exclusions
+
+What = Literal["annotator", "feedback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One decision on an annotator, by name, or on a piece of feedback, by id."""
+
+    what: What
+    name: str
+    out: bool
+    """False takes an earlier flag back."""
+    reason: str
+    by: str
+    """Who decided."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """What is left out now."""
+
+    annotators: frozenset[str]
+    feedback: frozenset[str]
+    """Ids."""
+
+    def has(self, id_: str, annotator: str) -> bool:
+        """Whether this piece of feedback is."""
+        return annotator in self.annotators or id_ in self.feedback
+
+
+def flag(connection: Connection, what: What, names: Sequence[str], *, out: bool, reason: str, by: str) -> None:
+    """Sets, or takes back."""
+    moment = now().isoformat(timespec="microseconds")
+    connection.execute(
+        insert(exclusions),
+        [
+            {"what": what, "name": name, "out": int(out), "reason": reason, "by": by, "created_at": moment}
+            for name in names
+        ],
+    )
+
+
+def flags(connection: Connection) -> list[Flag]:
+    """All that were ever set, oldest first."""
+    return [
+        Flag(row.what, row.name, bool(row.out), row.reason, row.by, datetime.fromisoformat(row.created_at))
+        for row in connection.execute(select(exclusions).order_by(exclusions.c.seq))
+    ]
+
+
+def excluded(connection: Connection) -> Excluded:
+    """By the last flag of each name."""
+    last = {(found.what, found.name): found.out for found in flags(connection)}
+    names = {what: frozenset(name for (kind, name), out in last.items() if out and kind == what) for what, _ in last}
+    return Excluded(names.get("annotator", frozenset()), names.get("feedback", frozenset()))
