@@ -22,7 +22,7 @@ from rlhf_ray.feedback.formats.judged import (
     usable,
 )
 from rlhf_ray.feedback.formats.rows import BadRow
-from rlhf_ray.feedback.schema import Comment, Feedback, Ranking, Rating, competition_ranks
+from rlhf_ray.feedback.schema import MAX_COMMENT, Comment, Feedback, Ranking, Rating, competition_ranks, is_unicode
 from rlhf_ray.types import Message, Role
 
 HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -224,7 +224,7 @@ def _argilla_judged(
         scores = [float(name == value) for name in answers]
         return Judged(messages, shown, Ranking(ranks=competition_ranks(scores)), annotator=who)
     if isinstance(value, str) and value.strip():
-        return Judged(messages, shown, Comment(text=value[:8_000]), annotator=who)
+        return Judged(messages, shown, Comment(text=value[:MAX_COMMENT]), annotator=who)
     if isinstance(value, list) and len(answers) > 1:
         ranks = {item.get("value"): number_of(item, "rank") for item in value if isinstance(item, dict)}
         if set(ranks) == set(answers) and None not in ranks.values():
@@ -256,8 +256,8 @@ def _hh_dialogue(row: Mapping[str, Any], key: str) -> list[Message]:
     text = row.get(key)
     if not isinstance(text, str):
         raise BadRow(f"no text under '{key}'")
-    if not text.isascii():
-        usable(f"{text}.", f"'{key}'")
+    if not is_unicode(text):
+        raise BadRow(f"'{key}' is not valid Unicode")
     before, *rest = _HH_TURN.split(text)
     if before.strip() or not rest:
         raise BadRow("a dialogue does not begin with a Human or Assistant turn")
@@ -277,7 +277,7 @@ def _comments(messages: tuple[Message, ...], about: tuple[Said, ...], row: Mappi
     said = row.get(key)
     if not isinstance(said, str) or not said.strip():
         return []
-    return [Judged(messages, about, Comment(text=usable(said, f"'{key}'")[:8_000]))]
+    return [Judged(messages, about, Comment(text=usable(said, f"'{key}'")[:MAX_COMMENT]))]
 
 
 def _dicts(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
