@@ -272,10 +272,11 @@ def parse_feedback(row: Mapping[str, Any] | str) -> Feedback:
             return Feedback.model_validate_json(row)
         return Feedback.model_validate(row)
     except ValidationError as error:
-        raise FeedbackError(f"feedback is refused: {_explain(error)}") from None
+        raise FeedbackError(f"feedback is refused: {explain(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is wrong, field by field, in one line and without people's words."""
     problems = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"])

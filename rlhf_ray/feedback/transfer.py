@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pydantic import ValidationError
+
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.formats import FORMATS, Format
 from rlhf_ray.feedback.formats.judged import Judged, Seen, Unsayable, feedback_of
 from rlhf_ray.feedback.formats.rows import BadRow, Row, Watch, read_rows, write_rows
-from rlhf_ray.feedback.schema import Feedback, digest_of
+from rlhf_ray.feedback.schema import Feedback, digest_of, explain
 
 OnBadRow = Literal["error", "skip"]
 
@@ -106,15 +108,16 @@ def export_feedback(
     path: Path, items: Iterable[Feedback], format: str, *, conversational: bool = False, watch: Watch = lambda _: None
 ) -> Written:
     """Writes feedback in a format; `watch` hears how many pieces are done. `DataError` where it cannot be done."""
-    kind = writable(format)
-    written = Written()
+    kind, written = writable(format), Written()
+    write = kind.write
+    assert write is not None, "a format that is only read"
 
     def rows() -> Iterator[dict[str, Any]]:
         once = set[str]()
         for number, item in enumerate(items, 1):
             watch(number)
             try:
-                for row in (kind.write or _nothing)(item, conversational=conversational):
+                for row in write(item, conversational=conversational):
                     if kind.once:
                         digest = digest_of(row)
                         if digest in once:
@@ -149,7 +152,11 @@ def _read(kind: Format, row: Row, named: Callable[[Judged], Feedback]) -> list[F
     if row.problem is not None:
         raise BadRow(row.problem)
     assert kind.read is not None, "a format that is only written"
-    return [named(item) if isinstance(item, Judged) else item for item in kind.read(row.value)]
+    try:
+        found = kind.read(row.value)
+    except ValidationError as error:  # a rating, a ranking or a comment that cannot be
+        raise BadRow(explain(error)) from None
+    return [named(item) if isinstance(item, Judged) else item for item in found]
 
 
 def _open(report: Path) -> IO[str]:
@@ -157,7 +164,3 @@ def _open(report: Path) -> IO[str]:
         return report.open("w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write the report {report}: {error.strerror}") from None
-
-
-def _nothing(_: Feedback, *, conversational: bool) -> list[dict[str, Any]]:
-    raise AssertionError(f"a format that is only read (conversational={conversational})")

@@ -134,6 +134,20 @@ def test_what_a_format_has_no_words_for_is_left_out_and_counted(file: Path) -> N
     assert "1 a ranking that prefers none" in written.describe()
 
 
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("shp", {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_ratio": -1}),
+        ("argilla", {"fields": {"prompt": "q", "answer": "a"}, "responses": [{"values": {"n": float("nan")}}]}),
+        ("argilla", {"fields": {"prompt": "q", "answer": "a"}, "responses": [{"values": {"": 3}}]}),
+        ("argilla", {"fields": {"prompt": "q", "answer": "a"}, "responses": [{"values": {"why": " " * 9_000 + "x"}}]}),
+    ],
+)
+def test_a_number_or_a_text_that_cannot_be_kept_is_a_bad_row(file: Path, format: str, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"choices\.jsonl:1: "):
+        read(write(file, row), format)
+
+
 def test_a_prompt_is_written_once(file: Path) -> None:
     items = [feedback(["q"], ["a", "b"], ranking=Ranking(ranks=(1, 2))) for _ in range(3)]
     assert export_feedback(file, items, "prompt-only").rows == 1
