@@ -5,7 +5,8 @@
 The writer is the feedback part of the door under uvicorn, in a process of its own. Many clients send ratings, each
 under a key of its own, and send again what was not acknowledged, while the writer is killed (-9) at random moments and
 started anew. Afterwards the store is read: an acknowledged id that is not in it is lost, a request with two rows is
-doubled. Before that: acknowledgements a second, at the store and over HTTP, nobody being killed.
+doubled. Before that, nobody being killed: acknowledgements a second at the store and over HTTP, and rows a second in
+batches, beside bare sqlite3 that writes the same text to the same disk in the same turn.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,7 @@ import aiohttp
 from fastapi import FastAPI
 
 from rlhf_ray.feedback.requests import RequestKey, Submission
-from rlhf_ray.feedback.schema import Answer, Feedback, Rating
+from rlhf_ray.feedback.schema import Answer, Feedback, Rating, to_json
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.serving.door import create_door
 from rlhf_ray.serving.errors import ApiError
@@ -219,6 +221,54 @@ def alone(store: Path, count: int) -> float:
         return count / (time.perf_counter() - started)
 
 
+def bare(path: Path, texts: list[str], *, at_once: int) -> float:
+    """Rows a second of sqlite3 itself, durable like the store's."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("CREATE TABLE feedback (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, body TEXT)")
+    started = time.perf_counter()
+    for start in range(0, len(texts), at_once):
+        connection.execute("BEGIN IMMEDIATE")
+        some = [(f"id-{start + number}", text) for number, text in enumerate(texts[start : start + at_once])]
+        connection.executemany("INSERT INTO feedback (id, body) VALUES (?, ?)", some)
+        connection.execute("COMMIT")
+    seconds = time.perf_counter() - started
+    connection.close()
+    return len(texts) / seconds
+
+
+def in_batches(store: Path, items: list[Feedback], *, at_once: int) -> float:
+    """Rows a second, a thousand or so a commit."""
+    with FeedbackStore(store) as opened:
+        started = time.perf_counter()
+        for start in range(0, len(items), at_once):
+            opened.add(items[start : start + at_once])
+        return len(items) / (time.perf_counter() - started)
+
+
+def speeds(folder: Path, *, rounds: int = 3) -> None:
+    """One by one and in batches, in turns with bare sqlite3; medians."""
+    items = [submission(number).items[0] for number in range(20_000)]
+    texts = [to_json(item) for item in items]
+    found: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        measured = {
+            "one by one": alone(folder / f"alone-{turn}.db", 500),
+            "bare, one by one": bare(folder / f"bare-alone-{turn}.db", texts[:500], at_once=1),
+            "in batches": in_batches(folder / f"batches-{turn}.db", items, at_once=1_000),
+            "bare, in batches": bare(folder / f"bare-batches-{turn}.db", texts, at_once=1_000),
+        }
+        for name, rate in measured.items():
+            found.setdefault(name, []).append(rate)
+    rates = {name: statistics.median(values) for name, values in found.items()}
+    for name, wanted in (("one by one", 300), ("in batches", 10_000)):
+        rate, beside = rates[name], rates[f"bare, {name}"]
+        print(
+            f"store, {name}: {rate:8.0f} rows/s (wanted: {wanted}), {rate / beside:.2f} of bare sqlite3 ({beside:.0f})"
+        )
+
+
 async def together(store: Path, count: int) -> float:
     """Acknowledgements a second where many wait for one commit."""
     records = Records(store)
@@ -249,7 +299,7 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
-        print(f"store, one by one:       {alone(folder / 'alone.db', 500):8.0f} durable acknowledgements/s")
+        speeds(folder)
         rate = asyncio.run(together(folder / "together.db", 5_000))
         print(f"store, {CLIENTS} callers:       {rate:8.0f} durable acknowledgements/s (to reach: 300)")
         calm = asyncio.run(torture(folder / "calm.db", acknowledged=2_000, kills=0))

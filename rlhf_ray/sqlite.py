@@ -5,7 +5,7 @@ writes says so at its start (`BEGIN IMMEDIATE`), so that none is refused halfway
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,8 @@ class Database:
 
 def open_engine(path: Path, *, read_only: bool = False) -> Engine:
     """An engine whose every connection is durable; a transaction that writes asks for it with `writes=True`."""
-    engine = create_engine(URL.create("sqlite", database=str(path)))
+    # people's words are parameters of statements, and errors end up in logs
+    engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
@@ -103,20 +104,35 @@ def open_engine(path: Path, *, read_only: bool = False) -> Engine:
 
 
 def append_only(table: Table) -> None:
+    """A table whose rows are never changed: its triggers are made with it."""
+    keys = [column.name for column in table.primary_key.columns]
+    for statement in append_only_triggers(table.name, keys, has_id="id" in table.c):
+        _on_create(table, statement)
+
+
+def append_only_triggers(name: str, keys: Sequence[str], *, has_id: bool) -> list[str]:
     """Triggers that refuse any change of a row, by whatever program.
 
     INSERT OR REPLACE would get round the one on DELETE, hence the one on INSERT.
     """
-    refuse = f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
-    for verb in ("UPDATE", "DELETE"):
-        _on_create(table, f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} {refuse}")
-    keys = " AND ".join(f"{column.name} = NEW.{column.name}" for column in table.primary_key.columns)
-    also = " OR id = NEW.id" if "id" in table.c else ""
-    _on_create(
-        table,
-        f"CREATE TRIGGER {table.name}_no_replace BEFORE INSERT ON {table.name} "
-        f"WHEN EXISTS (SELECT 1 FROM {table.name} WHERE ({keys}){also}) {refuse}",
-    )
+    refuse = f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END"
+    same = " AND ".join(f"{key} = NEW.{key}" for key in keys) + (" OR id = NEW.id" if has_id else "")
+    return [
+        *(f"CREATE TRIGGER {name}_no_{verb.lower()} BEFORE {verb} ON {name} {refuse}" for verb in ("UPDATE", "DELETE")),
+        f"CREATE TRIGGER {name}_no_replace BEFORE INSERT ON {name} "
+        f"WHEN EXISTS (SELECT 1 FROM {name} WHERE ({same})) {refuse}",
+    ]
+
+
+@contextmanager
+def erasing(connection: Connection) -> Iterator[None]:
+    """Within a transaction: append-only tables let rows be removed in here, and in no other connection."""
+    triggers = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").all()
+    for name, _ in triggers:
+        connection.exec_driver_sql(f"DROP TRIGGER {name}")
+    yield
+    for _, statement in triggers:
+        connection.exec_driver_sql(statement)
 
 
 def _on_create(table: Table, statement: str) -> None:

@@ -112,6 +112,42 @@ def test_whose_word_counts_is_shown_and_decided(tmp_path: Path) -> None:
     assert (refused.returncode, "give --annotator, or --id" in refused.stderr) == (2, True)
 
 
+def test_tasks_are_asked_once_and_what_is_erased_is_gone(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Hello {i}?", "completions": ["Good day.", "No."], "overlap": 2} for i in range(4)]
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = rlhf("feedback", "ask", "ask.jsonl", "--store", "s.db", "--repeat", "0.5", cwd=tmp_path)
+    assert done.stdout == "6 tasks; 6 are new in s.db\n", done.stderr
+    assert "0 are new" in rlhf("feedback", "ask", "ask.jsonl", "--store", "s.db", cwd=tmp_path).stdout
+    (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + '\n{"prompt": "Hi"}\n')
+    refused = rlhf("feedback", "ask", "bad.jsonl", "--store", "s.db", cwd=tmp_path)
+    assert (refused.returncode, "bad.jsonl, line 2: give a completion_id" in refused.stderr) == (2, True)
+    for told, said in (([], "give --store, or --service"), (["--store", "s.db", "--ensemble", "x"], "twice or more")):
+        refused = rlhf("feedback", "ask", "ask.jsonl", *told, cwd=tmp_path)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
+    erase = ["feedback", "erase", "--store", "s.db", "--text", "Hello 2?", "--reason", "asked"]
+    counted = rlhf(*erase, cwd=tmp_path).stdout
+    assert "would go: 0 judgements, 0 kept answers, 2 tasks" in counted
+    assert "give --yes to do it" in counted
+    assert json.loads(rlhf(*erase, "--yes", "--json", cwd=tmp_path).stdout)["tasks"] == 2
+    assert "0 tasks" in rlhf(*erase, cwd=tmp_path).stdout
+
+
+def test_a_store_is_drawn_and_a_snapshot_capped(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.db") as store:
+        store.add(world({"<b>ann</b>": honest(0.9), "bea": honest(0.9), "against": adversarial}, items=90, overlap=3))
+    done = rlhf("feedback", "stats", "--store", "s.db", "--html", "page.html", cwd=tmp_path)
+    assert "drawn in page.html" in done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "Judgements by annotator" in page
+    assert "alpha" in page
+    assert "<b>ann</b>" not in page
+    assert "&lt;b&gt;ann&lt;/b&gt;" in page
+    capped = rlhf("feedback", "snapshot", "--store", "s.db", "--cap", "0.34", cwd=tmp_path)
+    assert " 270 rows " in capped.stdout, capped.stderr
+    refused = rlhf("feedback", "snapshot", "--store", "s.db", "--cap", "0.2", cwd=tmp_path)
+    assert (refused.returncode, "give a cap of 0.333 or more" in refused.stderr) == (2, True)
+
+
 def test_a_filled_in_sheet_says_who_wins(tmp_path: Path) -> None:
     prompts = [Prompt(f"p{i}", (Message("user", f"Hi {i}"),), f"g{i}") for i in range(4)]
     sheet = tmp_path / "sheet.csv"

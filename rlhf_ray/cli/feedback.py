@@ -6,11 +6,15 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from rlhf_ray.cli.ask import ask
 from rlhf_ray.cli.options import print_json
+
+if TYPE_CHECKING:
+    from rlhf_ray.feedback.store import FeedbackStore
 
 app = typer.Typer(help="People's judgements: import, export, look at, freeze.", no_args_is_help=True)
 
@@ -31,6 +35,9 @@ class OnError(StrEnum):
 
     STOP = "stop"
     SKIP = "skip"
+
+
+app.command()(ask)
 
 
 @app.command("formats")
@@ -102,13 +109,16 @@ def export(
     snapshot: Annotated[Optional[str], typer.Option(help="A frozen set; by default all of now.")] = None,  # noqa: UP045
     conversational: Annotated[bool, typer.Option(help="Prompts and answers as turns of a chat.")] = False,
 ) -> None:
-    """Write a store's feedback for other programs; what a format has no words for is left out and counted."""
+    """Write a store's feedback, less what is excluded, for other programs.
+
+    What a format has no words for is left out and counted.
+    """
     from rlhf_ray.feedback.store import FeedbackStore
     from rlhf_ray.feedback.transfer import export_feedback, writable
 
     writable(format)  # before the store is opened
     with FeedbackStore(store, read_only=True) as opened:
-        items = opened.iter() if snapshot is None else opened.read(snapshot)
+        items = opened.counted() if snapshot is None else opened.read(snapshot)
         with _progress("exporting", opened.count()) as watch:
             written = export_feedback(file, items, format, conversational=conversational, watch=watch)
     typer.echo(f"{file}: {written.describe()}")
@@ -119,23 +129,27 @@ def stats(
     store: Store,
     by: Annotated[Optional[By], typer.Option("--by", help="Only these tallies.")] = None,  # noqa: UP045
     as_json: AsJson = False,
+    html: Annotated[Optional[Path], typer.Option(help="Draw it into this page, with how far people agree.")] = None,  # noqa: UP045
 ) -> None:
-    """How much feedback a store holds: by kind, by who sampled the answers, by annotator."""
+    """How much feedback a store holds, less what is excluded: by kind, by who sampled the answers, by annotator."""
     from rlhf_ray.feedback.store import FeedbackStore
 
     with FeedbackStore(store, read_only=True) as opened:
         found = opened.stats()
+        left_out = opened.count() - found.rows
+        if html is not None:
+            _draw(opened, html)
     tallies = {
         key: [{key: tally.name, "n": tally.n, "mean": tally.mean} for tally in getattr(found, f"by_{key}")]
         for key in By
         if by in (None, key)
     }
     if as_json:
-        counts = {"rows": found.rows, "by_kind": found.by_kind, "scale": found.scale}
+        counts = {"rows": found.rows, "excluded": left_out, "by_kind": found.by_kind, "scale": found.scale}
         print_json({**counts, **{f"by_{key}": rows for key, rows in tallies.items()}})
         return
     kinds = ", ".join(f"{n} {kind}s" for kind, n in found.by_kind.items()) or "nothing"
-    typer.echo(f"{found.rows} rows: {kinds}")
+    typer.echo(f"{found.rows} rows: {kinds}" + (f"; {left_out} more are excluded" if left_out else ""))
     for key, rows in tallies.items():
         typer.echo(f"{key:<24}{'n':>8}  mean rating" + (f" ({found.scale})" if found.scale else ""))
         for row in rows:
@@ -155,7 +169,7 @@ def wins(store: Store, as_json: AsJson = False) -> None:
     from rlhf_ray.feedback.wins import wins as wins_of
 
     with FeedbackStore(store, read_only=True) as opened:
-        duels = wins_of(opened.iter())
+        duels = wins_of(opened.counted())
     if as_json:
         print_json([asdict(duel) for duel in duels])
         return
@@ -180,11 +194,13 @@ def quality(store: Store, as_json: AsJson = False) -> None:
 
     from rlhf_ray.feedback.quality import quality_of
     from rlhf_ray.feedback.store import FeedbackStore
+    from rlhf_ray.feedback.tasks import gold_marks
 
     with FeedbackStore(store, read_only=True) as opened:
-        found, excluded = quality_of(opened.iter()), opened.excluded()
+        found, excluded = quality_of(opened.counted(of_all=True)), opened.excluded()
+        gold = gold_marks(opened)
     if as_json:
-        print_json({**asdict(found), "excluded": sorted(excluded.annotators)})
+        print_json({**asdict(found), "excluded": sorted(excluded.annotators), "gold": gold})
         return
     if not found.agreement:
         typer.echo("nothing was judged by two people: agreement and accuracy need things that several judge")
@@ -197,13 +213,14 @@ def quality(store: Store, as_json: AsJson = False) -> None:
         typer.echo(f"{kind.what}: {alpha}, {kind.level}, {kind.things} things")
     typer.echo(
         f"{'annotator':<24}{'n':>7}{'choices':>9}{'accuracy':>10}{'ratings':>9}{'bias':>7}{'corr.':>7}{'first':>7}"
-        f"{'again':>7}{'s':>6}"
+        f"{'again':>7}{'gold':>8}{'s':>6}"
     )
     for person in found.people:
         figures = [
             (person.judgements, 7, "d"), (person.choices, 9, "d"), (person.accuracy, 10, ".3f"),
             (person.ratings, 9, "d"), (person.bias, 7, "+.2f"), (person.correlation, 7, ".2f"),
-            (person.first, 7, ".2f"), (person.consistent, 7, ".2f"), (person.seconds, 6, ".0f"),
+            (person.first, 7, ".2f"), (person.consistent, 7, ".2f"), (_of(gold.get(person.name)), 8, ""),
+            (person.seconds, 6, ".0f"),
         ]  # fmt: skip
         cells = "".join(f"{'-' if value is None else format(value, form):>{width}}" for value, width, form in figures)
         remarks = [*person.remarks, *(["excluded"] if person.name in excluded.annotators else [])]
@@ -234,17 +251,72 @@ def exclude(
 
 
 @app.command()
+def erase(
+    store: Store,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept, without the name or the text.")],
+    annotator: Annotated[Optional[str], typer.Option(help="All that this one judged.")] = None,  # noqa: UP045
+    text: Annotated[Optional[str], typer.Option(help="All in which these words are, to the letter.")] = None,  # noqa: UP045
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only counted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove feedback for good: an annotator's, or whatever holds a text; kept answers and tasks that hold it, too.
+
+    The snapshots that held some are named; they cannot be read afterwards, what is left of them can be frozen anew.
+    """
+    from dataclasses import asdict
+
+    from rlhf_ray.feedback.store import FeedbackStore
+
+    with FeedbackStore(store) as opened:
+        erased = opened.erase(annotator=annotator, text=text, reason=reason, by="command line", dry_run=not yes)
+    if as_json:
+        print_json({**asdict(erased), "done": yes})
+        return
+    typer.echo(
+        f"{'gone' if yes else 'would go'}: {erased.feedback} judgements, {erased.completions} kept answers, "
+        f"{erased.tasks} tasks, {erased.steps} notes of who was shown what"
+    )
+    typer.echo(f"snapshots that held some: {', '.join(erased.snapshots) or 'none'}")
+    if not yes:
+        typer.echo("nothing was done: give --yes to do it; it cannot be taken back")
+
+
+@app.command()
 def snapshot(
     store: Store,
     name: Annotated[Optional[str], typer.Option(help="Its name; by default one is made.")] = None,  # noqa: UP045
     of: Annotated[Optional[str], typer.Option(help="Only rows of this earlier snapshot.")] = None,  # noqa: UP045
+    cap: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="The largest share that one annotator may have: 0.1; of who judged more, some are drawn."),
+    ] = None,
 ) -> None:
     """Freeze what a store holds now, less what is excluded: the set that a training run reads, with its hash."""
     from rlhf_ray.feedback.store import FeedbackStore
 
     with FeedbackStore(store) as opened:
-        frozen = opened.freeze(name, of=of)
+        frozen = opened.freeze(name, of=of, cap=cap)
     typer.echo(f"{frozen.id}  {frozen.rows} rows  sha256 {frozen.sha256}")
+
+
+def _draw(store: "FeedbackStore", page: Path) -> None:
+    from rlhf_ray.feedback.quality import quality_of
+    from rlhf_ray.feedback.summary import summarise
+    from rlhf_ray.feedback.tasks import gold_marks
+    from rlhf_ray.training.feedback_page import Times, feedback_page
+
+    times = Times()
+    stats = summarise(times.watching(store.counted()))
+    quality = quality_of(store.counted(of_all=True))
+    page.write_text(
+        feedback_page(Path(store.name).name, stats, quality, times, gold=gold_marks(store)), encoding="utf-8"
+    )
+    typer.echo(f"drawn in {page}", err=True)
+
+
+def _of(marks: tuple[int, int] | None) -> str | None:
+    """How many of how many tasks whose answer is known came out right."""
+    return f"{marks[0]}/{marks[1]}" if marks else None
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import ColumnElement, Connection, delete, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 
 from rlhf_ray.errors import FeedbackError
-from rlhf_ray.feedback.schema import MAX_TEXT, Label, Moment, canonical_json, now
+from rlhf_ray.feedback.schema import MAX_TEXT, Label, Moment, canonical_json, iso, now
 from rlhf_ray.feedback.tables import completions
 from rlhf_ray.types import Message
 
@@ -65,13 +65,14 @@ def keep(connection: Connection, kept: Sequence[Completion]) -> None:
         {
             "id": completion.id,
             "caller": completion.caller,
-            "created_at": _text(completion.created_at),
+            "created_at": iso(completion.created_at),
             "body": canonical_json(completion.model_dump(mode="json", exclude_none=True)),
         }
         for completion in kept
     ]
     if rows:
-        connection.execute(insert(completions).on_conflict_do_nothing(), rows)
+        new = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(new(completions).on_conflict_do_nothing(), rows)
 
 
 def find(connection: Connection, id_: str) -> Completion | None:
@@ -94,12 +95,8 @@ def purge(
     if caller is not None:
         conditions.append(completions.c.caller == caller)
     if before is not None:
-        conditions.append(completions.c.created_at < _text(before))
+        conditions.append(completions.c.created_at < iso(before))
     if not conditions:
         raise FeedbackError("purge of everything is not offered: name ids, a caller or a time")
     gone: int = connection.execute(delete(completions).where(*conditions)).rowcount
     return gone
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")  # sorts as time does

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
+from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import now
-from rlhf_ray.feedback.tables import exclusions
+from rlhf_ray.feedback.tables import exclusions, feedback
 
 What = Literal["annotator", "feedback"]
 
@@ -44,8 +45,13 @@ class Excluded:
         return annotator in self.annotators or id_ in self.feedback
 
 
-def flag(connection: Connection, what: What, names: Sequence[str], *, out: bool, reason: str, by: str) -> None:
-    """Sets, or takes back."""
+def flag(connection: Connection, what: What, names: Sequence[str], *, out: bool, reason: str, by: str) -> int:
+    """Sets, or takes back; how many rows it is about. `DataError` where nothing is there of a name."""
+    column = feedback.c.annotator if what == "annotator" else feedback.c.id
+    query = select(column, func.count()).where(column.in_(names)).group_by(column)
+    counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+    if unknown := [name for name in names if name not in counts]:
+        raise DataError(f"the feedback store holds nothing of {what} '{unknown[0]}': check the name")
     moment = now().isoformat(timespec="microseconds")
     connection.execute(
         insert(exclusions),
@@ -54,6 +60,7 @@ def flag(connection: Connection, what: What, names: Sequence[str], *, out: bool,
             for name in names
         ],
     )
+    return sum(counts.values())
 
 
 def flags(connection: Connection) -> list[Flag]:

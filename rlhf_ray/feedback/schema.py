@@ -30,6 +30,8 @@ from rlhf_ray.types import Message, Prompt
 
 Kind = Literal["rating", "ranking", "comment"]
 Scale = Literal["stars", "thumb", "points"]
+NextBy = Literal["random", "newest", "disagreement"]
+"""What people are asked next: anything; answers of the newest policy; what reward models disagree on most."""
 MAX_ANSWERS = 16
 MAX_TEXT = 100_000
 MAX_COMMENT = 8_000
@@ -54,7 +56,8 @@ def _as_utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """A name that nothing else has."""
     return uuid4().hex
 
 
@@ -63,17 +66,25 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def iso(moment: datetime) -> str:
+    """A moment in UTC as text that sorts as time does."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
 Label = Annotated[str, Field(max_length=200), AfterValidator(_not_blank)]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Moment = Annotated[AwareDatetime, AfterValidator(_as_utc)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A shape that is checked when it is made, takes no field that it does not know, and stays as it is."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Answer(_Record):
+class Answer(Record):
     """One answer that was shown, and who sampled it and how."""
 
     text: Text
@@ -96,7 +107,7 @@ class Answer(_Record):
         return sampling
 
 
-class Rating(_Record):
+class Rating(Record):
     """A number for one answer, the more the better: 1 to 5 (`stars`), a thumb, 0 or 1, or `points` on another scale."""
 
     value: Number
@@ -122,7 +133,7 @@ class Rating(_Record):
         return self
 
 
-class Ranking(_Record):
+class Ranking(Record):
     """Answers in order of preference: `ranks[i]` is the place of `answers[i]`, 1 the best.
 
     Ties share a place and use up the next ones, as in sport: `(1, 2, 2, 4)`.
@@ -136,28 +147,24 @@ class Ranking(_Record):
 
     @model_validator(mode="after")
     def _is_a_ranking(self) -> "Ranking":
-        if len(self.ranks) < 2:
-            raise ValueError(f"{len(self.ranks)} ranks: a ranking takes at least two answers")
-        wanted = competition_ranks([-float(rank) for rank in self.ranks])
-        if self.ranks != wanted:
-            raise ValueError(f"ranks {list(self.ranks)} leave places out: this order is written {list(wanted)}")
+        check_ranks(self.ranks)
         return self
 
 
-class Comment(_Record):
+class Comment(Record):
     """What the annotator wrote, in their words."""
 
     text: Annotated[str, Field(max_length=MAX_COMMENT), AfterValidator(_not_blank)]
 
 
-class Feedback(_Record):
+class Feedback(Record):
     """One judgement by one annotator: exactly one of rating (of one answer), ranking (of two or more) or comment.
 
     Example: `Feedback(messages=(Message("user", "Hi"),), prompt_id="p1", group="p1", annotator="ann-3",
     answers=(Answer(text="Hello!", sampler="base-policy"),), rating=Rating(value=4))`
     """
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")] = Field(default_factory=_new_id)
+    id: Id = Field(default_factory=new_id)
     """Unique in a store. Who may have to send twice gives their own: the same judgement is then kept once."""
     messages: tuple[Message, ...]
     """The dialogue that was answered, oldest turn first, the user's last."""
@@ -202,7 +209,7 @@ class Feedback(_Record):
 
     @field_serializer("created_at")
     def _iso(self, moment: datetime) -> str:
-        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return iso(moment)
 
     @model_validator(mode="after")
     def _one_judgement(self) -> "Feedback":
@@ -220,17 +227,31 @@ class Feedback(_Record):
 
     @model_validator(mode="after")
     def _shown_as_said(self) -> "Feedback":
-        if not self.messages or any(not message.content.strip() for message in self.messages):
-            raise ValueError("the prompt, or a turn of it, is empty: leave it out")
-        if not all(is_unicode(message.content) for message in self.messages):
-            raise ValueError("a turn of the prompt is not valid Unicode: mend its encoding")
-        if self.messages[-1].role != "user":
-            raise ValueError(f"the prompt ends with the {self.messages[-1].role}'s turn: it has to end with the user's")
+        check_dialogue(self.messages)
         if self.display_order is not None and sorted(self.display_order) != list(range(len(self.answers))):
             raise ValueError(
                 f"display_order {list(self.display_order)} has to name each of {len(self.answers)} answers once, from 0"
             )
         return self
+
+
+def check_dialogue(messages: Sequence[Message]) -> None:
+    """`ValueError` for what nobody can have answered."""
+    if not messages or any(not message.content.strip() for message in messages):
+        raise ValueError("the prompt, or a turn of it, is empty: leave it out")
+    if not all(is_unicode(message.content) for message in messages):
+        raise ValueError("a turn of the prompt is not valid Unicode: mend its encoding")
+    if messages[-1].role != "user":
+        raise ValueError(f"the prompt ends with the {messages[-1].role}'s turn: it has to end with the user's")
+
+
+def check_ranks(ranks: tuple[int, ...]) -> None:
+    """`ValueError` for places that no order has."""
+    if len(ranks) < 2:
+        raise ValueError(f"{len(ranks)} ranks: a ranking takes at least two answers")
+    wanted = competition_ranks([-float(rank) for rank in ranks])
+    if ranks != wanted:
+        raise ValueError(f"ranks {list(ranks)} leave places out: this order is written {list(wanted)}")
 
 
 def competition_ranks(scores: list[float]) -> tuple[int, ...]:

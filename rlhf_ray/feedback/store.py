@@ -1,15 +1,13 @@
-"""Feedback that survives: an append-only store in one SQLite file, with frozen, hashed snapshots to train from.
+"""Feedback that survives: an append-only store, with frozen, hashed snapshots to train from.
 
-`add` returns once its rows are on disk, all of them or none. Rows are never changed or removed: triggers refuse
-it from any connection. One process writes (see `tables`), any number reads beside it.
+`add` returns once its rows are on disk, all of them or none. Rows are never changed or removed: triggers refuse it from
+any connection; `erase` alone is let through. Where the rows lie is in `databases.py`.
 """
 
 import hashlib
-import os
 import re
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -18,16 +16,17 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, func, insert, inspect, select
-from sqlalchemy.exc import DatabaseError, OperationalError
 
-from rlhf_ray.errors import DataError, FeedbackError, InfrastructureError
-from rlhf_ray.feedback import completions, exclusions, tables
+from rlhf_ray.errors import DataError, FeedbackError
+from rlhf_ray.feedback import completions, erasure, exclusions, tables
 from rlhf_ray.feedback.completions import Completion
+from rlhf_ray.feedback.databases import open_database
+from rlhf_ray.feedback.erasure import Erased
 from rlhf_ray.feedback.exclusions import Excluded, What
+from rlhf_ray.feedback.influence import beyond
 from rlhf_ray.feedback.requests import KeyReused, Receipt, RequestKey, Submission, known_answers, remember, replay
 from rlhf_ray.feedback.schema import Feedback, Kind, canonical_json, parse_feedback, to_json
 from rlhf_ray.feedback.summary import StoreStats, summarise
-from rlhf_ray.sqlite import file_of, open_engine
 
 PAGE = 1_000
 _NOBODY = Excluded(frozenset(), frozenset())
@@ -54,20 +53,20 @@ class Page:
 
 
 class FeedbackStore:
-    """An open store; `url` is `sqlite:///folder/feedback.db` or a file's path. Close it, or use it in a `with`."""
+    """An open store. `url`: a file's path, `sqlite:///folder/feedback.db`, or `postgresql://user@host/name`.
+
+    Close it, or use it in a `with`.
+    """
 
     def __init__(self, url: str | Path, *, read_only: bool = False) -> None:
-        self.path = file_of(url, what="feedback")
-        version = tables.recognise(self.path)
-        if read_only and version is None:
-            raise DataError(f"no feedback store at {self.path}: check the path, or write feedback first")
-        self.read_only = read_only
-        self._lock = None if read_only else tables.WriterLock(self.path)
-        self.broken = False
+        self._database = open_database(url, read_only=read_only)
+        self.name = self._database.name
+        """For messages."""
+
+    @property
+    def broken(self) -> bool:
         """The disk failed during a write: nothing is acknowledged any more, until the store is opened anew."""
-        self._engine = open_engine(self.path, read_only=read_only)
-        if not read_only:
-            self._create()
+        return self._database.broken
 
     def __enter__(self) -> "FeedbackStore":
         return self
@@ -78,10 +77,8 @@ class FeedbackStore:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file and of the right to write to it."""
-        self._engine.dispose()
-        if self._lock:
-            self._lock.release()
+        """Let go of the database, and of the right to write to it."""
+        self._database.close()
 
     def add(self, items: Sequence[Feedback]) -> list[str]:
         """Write all of it durably in one transaction, or nothing; the ids, in order.
@@ -95,9 +92,9 @@ class FeedbackStore:
     def add_all(self, items: Iterable[Feedback]) -> int:
         """The same of any number, which is never held as a whole; how many were not there before."""
         items, new = iter(items), 0
-        with self._writing() as connection:
+        with self.writing() as connection:
             while batch := list(islice(items, PAGE)):
-                new += _add(connection, batch)
+                new += add_rows(connection, batch)
         return new
 
     def commit(self, submissions: Sequence[Submission], kept: Sequence[Completion] = ()) -> list[Receipt | KeyReused]:
@@ -105,7 +102,7 @@ class FeedbackStore:
 
         All of it is durable on return, or none of it. A submission whose key is known is not written again.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             completions.keep(connection, kept)
             keys = [submission.key for submission in submissions if submission.key]
             known = known_answers(connection, keys)
@@ -128,14 +125,14 @@ class FeedbackStore:
 
     def answered(self, key: RequestKey) -> Receipt | KeyReused | None:
         """What a request of this key was answered with, None where the key is new."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             known = known_answers(connection, [key])
         return replay(key, known[key.caller, key.key]) if known else None
 
     def get(self, id_: str) -> Feedback | None:
         """The feedback of that id, None where there is none."""
         query = select(tables.feedback.c.body).where(tables.feedback.c.id == id_)
-        with self._reading() as connection:
+        with self.reading() as connection:
             body = connection.execute(query).scalar()
         return None if body is None else parse_feedback(body)
 
@@ -149,7 +146,7 @@ class FeedbackStore:
             .order_by("seq")
             .limit(limit + 1)
         )
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).all()
         shown = rows[:limit]
         items = tuple(parse_feedback(row.body) for row in shown)
@@ -157,25 +154,42 @@ class FeedbackStore:
 
     def completion(self, id_: str) -> Completion | None:
         """The kept completion of that id, None where it never was or is gone."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return completions.find(connection, id_)
 
     def purge_completions(
         self, *, ids: Iterable[str] | None = None, caller: str | None = None, before: datetime | None = None
     ) -> int:
         """Remove kept completions that fit all that is given, their text wiped from the file; how many went."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             gone = completions.purge(connection, ids=ids, caller=caller, before=before)
         if gone:
-            with self._reading() as connection:  # the log still holds the old pages until it is folded in
-                connection.exec_driver_sql("COMMIT")
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-                connection.exec_driver_sql("BEGIN")
+            self._database.wipe()
         return gone
+
+    def erase(
+        self,
+        *,
+        annotator: str | None = None,
+        text: str | None = None,
+        reason: str,
+        by: str,
+        dry_run: bool = False,
+    ) -> Erased:
+        """Removes an annotator's feedback, or all that holds a text, for good; `dry_run` only counts. See `erasure`."""
+        with self.writing() as connection:
+            found = erasure.find(connection, annotator=annotator, text=text)
+            if not dry_run:
+                with self._database.erasing(connection):
+                    erasure.remove(connection, found, annotator=annotator)
+                erasure.note(connection, found, annotator=annotator, reason=reason, by=by)
+        if not dry_run:
+            self._database.wipe()
+        return found.counted()
 
     def count(self) -> int:
         """How many rows there are."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.execute(select(func.count()).select_from(tables.feedback)).scalar_one()
 
     def iter(
@@ -186,29 +200,34 @@ class FeedbackStore:
         conditions = [tables.feedback.c[column] == value for column, value in wanted.items() if value is not None]
         return (parse_feedback(body) for body in self._pages(conditions))
 
+    def counted(self, *, of_all: bool = False) -> Iterator[Feedback]:
+        """Feedback less what is excluded now; with `of_all`, less single judgements only, whoever made them."""
+        out = self.excluded()
+        if of_all:
+            out = Excluded(frozenset(), out.feedback)
+        return (item for item in self.iter() if not out.has(item.id, item.annotator))
+
     def flag(self, what: What, names: Sequence[str], *, out: bool = True, reason: str, by: str) -> int:
         """Leaves annotators, or pieces of feedback by id, out of snapshots from now on, or no longer.
 
         Returns how many rows that are there it is about; `DataError` where nothing is there of a name.
         """
-        column = tables.feedback.c.annotator if what == "annotator" else tables.feedback.c.id
-        with self._writing() as connection:
-            query = select(column, func.count()).where(column.in_(names)).group_by(column)
-            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
-            if unknown := [name for name in names if name not in counts]:
-                raise DataError(f"feedback store {self.path} holds nothing of {what} '{unknown[0]}': check the name")
-            exclusions.flag(connection, what, names, out=out, reason=reason, by=by)
-        return sum(counts.values())
+        with self.writing() as connection:
+            return exclusions.flag(connection, what, names, out=out, reason=reason, by=by)
 
     def excluded(self) -> Excluded:
         """What is left out of snapshots now."""
-        with self._reading() as connection:
-            return exclusions.excluded(connection) if self._knows(tables.exclusions) else _NOBODY
+        if not self.knows(tables.exclusions):
+            return _NOBODY
+        with self.reading() as connection:
+            return exclusions.excluded(connection)
 
-    def freeze(self, name: str | None = None, *, of: str | None = None) -> Snapshot:
+    def freeze(self, name: str | None = None, *, of: str | None = None, cap: float | None = None) -> Snapshot:
         """A snapshot of all rows of now, or of those of another snapshot, less what is excluded.
 
-        The same rows under the same name are the same snapshot. Without a name it is called after its hash.
+        With a cap, nobody's judgements are more than that share of it: of who judged more, some are drawn, the same
+        ones each time. The same rows under the same name are the same snapshot. Without a name it is called after its
+        hash.
         """
         if name is not None and not _NAME.fullmatch(name):
             raise DataError(f"snapshot name '{name}': use small letters, digits, - and _, at most 64")
@@ -217,18 +236,22 @@ class FeedbackStore:
         if of is not None:
             members = tables.snapshot_rows.c
             query = query.join(tables.snapshot_rows, members.seq == columns.seq).where(members.snapshot_id == of)
-        with self._writing() as connection:
+        with self.writing() as connection:
             if of is not None:
-                _known_snapshot(connection, of, self.path)
+                _known_snapshot(connection, of, self.name)
             out = exclusions.excluded(connection)
             digest, rows = hashlib.sha256(), list[int]()
+            surplus: frozenset[int] = frozenset()
+            if cap is not None:
+                names = connection.execute(query.with_only_columns(columns.seq, columns.id, columns.annotator))
+                surplus = beyond(cap, [(row.seq, row.annotator) for row in names if not out.has(row.id, row.annotator)])
             for row in connection.execute(query.execution_options(yield_per=PAGE)):
-                if not out.has(row.id, row.annotator):
+                if not out.has(row.id, row.annotator) and row.seq not in surplus:
                     digest.update(f"{row.body}\n".encode())
                     rows.append(row.seq)
             if not rows:
                 raise DataError(
-                    f"feedback store {self.path} has nothing to freeze: write or import feedback first, or take an "
+                    f"feedback store {self.name} has nothing to freeze: write or import feedback first, or take an "
                     "exclusion back"
                 )
             sha256 = digest.hexdigest()
@@ -250,14 +273,14 @@ class FeedbackStore:
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, by id."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return sorted(_snapshots(connection).values(), key=lambda snapshot: snapshot.id)
 
     def read(self, snapshot_id: str) -> Iterator[Feedback]:
         """A snapshot's feedback, its hash checked before the first row is handed out."""
         members = tables.snapshot_rows
-        with self._reading() as connection:
-            snapshot = _known_snapshot(connection, snapshot_id, self.path)
+        with self.reading() as connection:
+            snapshot = _known_snapshot(connection, snapshot_id, self.name)
             query = (
                 select(tables.feedback.c.body)
                 .join(members, members.c.seq == tables.feedback.c.seq)
@@ -265,37 +288,32 @@ class FeedbackStore:
                 .order_by(tables.feedback.c.seq)
             )
             bodies = list(connection.execute(query).scalars())
+            lost = erasure.lost(connection, snapshot_id) if self.knows(tables.erasures) else None
         digest = _sha256(bodies)
         if digest != snapshot.sha256:
+            if lost:
+                raise DataError(
+                    f"snapshot '{snapshot_id}' in {self.name} lost rows to an erasure on {lost}: freeze what is left "
+                    f"(`rlhf feedback snapshot --of {snapshot_id}`) and read that"
+                )
             raise DataError(
-                f"snapshot '{snapshot_id}' in {self.path} was changed after it was frozen "
+                f"snapshot '{snapshot_id}' in {self.name} was changed after it was frozen "
                 f"(sha256 {digest[:12]}, frozen as {snapshot.sha256[:12]}): restore the file from a copy"
             )
         return (parse_feedback(body) for body in bodies)
 
     def stats(self) -> StoreStats:
-        """Counts and mean ratings, by kind, by sampler and by annotator."""
-        return summarise(self.iter())
+        """Counts and mean ratings by kind, by sampler and by annotator, of what is not excluded."""
+        return summarise(self.counted())
 
-    def _create(self) -> None:
-        try:
-            with self._writing() as connection:
-                tables.metadata.create_all(connection)
-                version = connection.execute(select(func.max(tables.schema_version.c.version))).scalar()
-                if version != tables.SCHEMA_VERSION:
-                    connection.execute(insert(tables.schema_version), {"version": tables.SCHEMA_VERSION})
-            _sync_folder(self.path.parent)
-        except BaseException:
-            self.close()
-            raise
-
-    def _knows(self, table: Table) -> bool:
-        """Whether the file has this table: a store of an earlier version, opened read_only, stays as it is."""
-        return inspect(self._engine).has_table(table.name)
+    def knows(self, table: Table) -> bool:
+        """Whether the database has this table: a store of an earlier version, opened read_only, stays as it is."""
+        with self.reading() as connection:
+            return inspect(connection).has_table(table.name)
 
     def _pages(self, conditions: list[ColumnElement[bool]]) -> Iterator[str]:
         # A page at a time, so that no transaction stays open while the caller thinks.
-        with self._reading() as connection:
+        with self.reading() as connection:
             last = connection.execute(select(func.max(tables.feedback.c.seq))).scalar() or 0
         done = 0
         while done < last:
@@ -305,39 +323,23 @@ class FeedbackStore:
                 .order_by("seq")
                 .limit(PAGE)
             )
-            with self._reading() as connection:
+            with self.reading() as connection:
                 rows = connection.execute(page).all()
             for row in rows:
                 yield row.body
             done = rows[-1].seq if len(rows) == PAGE else last
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except DatabaseError as error:
-            raise DataError(f"feedback store {self.path} cannot be read: {error.orig}") from None
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state of the store."""
+        return self._database.reading()
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        assert not self.read_only, "this store was opened read_only"
-        if self.broken:
-            raise InfrastructureError(f"feedback store {self.path} takes nothing after a disk error: open it anew")
-        try:
-            with self._engine.execution_options(writes=True).begin() as connection:
-                yield connection
-        except OperationalError as error:
-            # After a failed fsync the next one may succeed without having written: a new process has to look.
-            code = getattr(error.orig, "sqlite_errorcode", 0)
-            self.broken = code & 0xFF == sqlite3.SQLITE_IOERR
-            raise InfrastructureError(
-                f"nothing was written to feedback store {self.path}: {error.orig}; mend that and repeat the command"
-            ) from None
+    def writing(self) -> AbstractContextManager[Connection]:
+        """A transaction that writes, durable once it is left without an error; no other one writes meanwhile."""
+        return self._database.writing()
 
 
-def _add(connection: Connection, items: Sequence[Feedback]) -> int:
-    """How many of them were new."""
+def add_rows(connection: Connection, items: Sequence[Feedback]) -> int:
+    """What `add_all` does with one page, within a transaction; how many of them were new."""
     bodies: dict[str, tuple[Feedback, str]] = {}
     for item in items:
         body = to_json(item)
@@ -382,10 +384,10 @@ def _snapshots(connection: Connection) -> dict[str, Snapshot]:
     return {row.id: Snapshot(row.id, row.sha256, row.rows) for row in connection.execute(select(tables.snapshots))}
 
 
-def _known_snapshot(connection: Connection, id_: str, path: Path) -> Snapshot:
+def _known_snapshot(connection: Connection, id_: str, name: str) -> Snapshot:
     known = _snapshots(connection)
     if id_ not in known:
-        raise DataError(f"no snapshot '{id_}' in {path}; there are: {', '.join(sorted(known)) or 'none yet'}")
+        raise DataError(f"no snapshot '{id_}' in {name}; there are: {', '.join(sorted(known)) or 'none yet'}")
     return known[id_]
 
 
@@ -395,12 +397,3 @@ def _sha256(bodies: Iterable[str]) -> str:
         digest.update(body.encode())
         digest.update(b"\n")
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """SQLite syncs its own files; that the new file has a name is the folder's to remember."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

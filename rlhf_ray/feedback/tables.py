@@ -1,34 +1,14 @@
-"""The tables behind the store, how its file is recognised, and the lock that lets one process write.
+"""The tables behind the store, as queries name them; `migrations` makes them, and the triggers that keep their rows."""
 
-How a file is opened is in `sqlite.py`. The one writer is enforced by `flock` on `<database>.lock`, held while a
-store is open for writing: the kernel gives it back when the process ends, however it ends. The lock needs a local disk.
-"""
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text
 
-import fcntl
-import os
-import socket
-import sqlite3
-from pathlib import Path
-from urllib.parse import quote
-
-from sqlalchemy import Column, ForeignKey, Index, Integer, MetaData, Table, Text
-
-from rlhf_ray.errors import DataError, InfrastructureError
-from rlhf_ray.sqlite import append_only
-
-SCHEMA_VERSION = 3
-"""1: feedback and snapshots. 2: completions, request keys, and `completion_id` in feedback. 3: exclusions; points,
-strength and seconds in feedback. Opening for writing brings an older file up to date, in one transaction; a newer one
-is refused."""
-
+Number = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by itself in an INTEGER only
 metadata = MetaData()
-
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
 feedback = Table(
     "feedback",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
     Column("kind", Text, nullable=False),
     Column("prompt_id", Text, nullable=False),
@@ -50,7 +30,7 @@ snapshot_rows = Table(
     "snapshot_rows",
     metadata,
     Column("snapshot_id", Text, ForeignKey("snapshots.id"), primary_key=True),
-    Column("seq", Integer, ForeignKey("feedback.seq"), primary_key=True),
+    Column("seq", Number, ForeignKey("feedback.seq"), primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )
 
@@ -80,7 +60,7 @@ request_keys = Table(
 exclusions = Table(
     "exclusions",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("what", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("out", Integer, nullable=False),
@@ -90,67 +70,52 @@ exclusions = Table(
 )
 """Flags; see `exclusions.py`."""
 
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("seq", Number, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("overlap", Integer, nullable=False),
+    Column("policy_version", Integer, nullable=True),
+    Column("priority", Double, nullable=True),
+    Column("shuffle", Double, nullable=False),
+    Column("body", Text, nullable=False),
+)
+"""What people are asked; see `tasks.py`."""
 
-for _table in (feedback, snapshots, snapshot_rows, request_keys, exclusions):
-    append_only(_table)
+task_events = Table(
+    "task_events",
+    metadata,
+    Column("seq", Number, primary_key=True),
+    Column("task_id", Text, ForeignKey("tasks.id"), nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("until", Text, nullable=True),
+    Column("body", Text, nullable=False),
+    Index("task_events_by_task", "task_id", "annotator", "seq"),
+    Index("task_events_by_annotator", "annotator", "seq"),
+)
+"""Of a task and an annotator the last row holds."""
 
+guidelines = Table(
+    "guidelines",
+    metadata,
+    Column("seq", Number, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""What annotators are asked to go by; the last row holds."""
 
-def recognise(path: Path) -> int | None:
-    """The schema version of the store in a file, None where the file is new or empty. Changes nothing in it."""
-    if not path.exists():
-        if not path.parent.is_dir():
-            raise DataError(f"no folder {path.parent} for the feedback store: make it, or name another place")
-        return None
-    if not path.is_file():
-        raise DataError(f"{path} is not a file: name one for the feedback store")
-    try:
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-        try:
-            names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            version = _version(connection) if "schema_version" in names else None
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        raise DataError(f"{path} cannot be opened as a feedback store ({error}): name another file") from None
-    if names and version is None:
-        raise DataError(f"{path} is a database of something else: name another file for the feedback store")
-    if version is not None and version > SCHEMA_VERSION:
-        raise DataError(
-            f"{path} was written by a newer rlhf-ray (schema {version}, this one reads {SCHEMA_VERSION}): upgrade"
-        )
-    return version
-
-
-def _version(connection: sqlite3.Connection) -> int | None:
-    try:
-        (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-    except sqlite3.OperationalError:  # somebody else's table of that name
-        return None
-    return int(version) if version is not None else None
-
-
-class WriterLock:
-    """The right to write to one store, for as long as this object is not released."""
-
-    def __init__(self, database: Path) -> None:
-        path = database.with_name(database.name + ".lock")
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise DataError(f"cannot write beside {database} ({error.strerror}): name another place") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
-            os.close(self._file)
-            raise InfrastructureError(
-                f"feedback store {database} is being written by {holder}: wait for it, or open the store read_only"
-            ) from None
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def release(self) -> None:
-        """Let another process write. The file stays: removing it would let two hold the lock."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("seq", Number, primary_key=True),
+    Column("what", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("snapshots", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""What was removed for good, without the words or the name that it was about; see `erasure.py`."""

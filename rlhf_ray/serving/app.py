@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 
 from rlhf_ray.errors import ConfigError, InfrastructureError, InputError
+from rlhf_ray.feedback.databases import is_postgres
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.serving.auth import KeyStore
 from rlhf_ray.serving.backends import Delta, GenerateCall, Readiness, ScoreItem, Scores
@@ -84,11 +85,10 @@ def application(config: ServiceConfig) -> Application:
 def refuse_unsafe(config: ServiceConfig) -> None:
     """Raises where anybody could ask without a key, or where a replica would look for its files in another place."""
     keys = file_of(config.keys, what="keys")
-    for name, path in (
-        ("registry", config.registry),
-        ("store", file_of(config.store, what="feedback and completions")),
-        ("keys", keys),
-    ):
+    files = {"registry": config.registry, "keys": keys}
+    if not is_postgres(config.store):
+        files["store"] = file_of(config.store, what="feedback and completions")
+    for name, path in files.items():
         if not path.is_absolute():
             raise ConfigError(f"{name}: {path} is relative, and replicas start in folders of their own: give it from /")
     if not config.on_loopback and not (keys.exists() and KeyStore(keys).any()):
@@ -110,13 +110,15 @@ class Door:
         config, parts = self.config, self.parts
         # a replica may hold a call at its gate while it swaps, so the wait here is longer than an answer's
         waits_s = 2 * config.policy.deadline_s
+        keys = KeyStore(config.keys)
         return create_door(
             config,
             policy=PolicyHandle(parts["policy"], deadline_s=waits_s) if "policy" in parts else None,
             reward=_reward_handle(parts["reward"], config.reward) if "reward" in parts else None,
             records=RecordsHandle(parts["records"]) if "records" in parts else None,
             versions=VersionsHandle(parts["versions"]) if "versions" in parts else None,
-            keys=KeyStore(config.keys),
+            keys=keys,
+            desk=keys,
             count=lambda name: self.events.inc(tags={"event": name}),
         )
 

@@ -79,6 +79,19 @@ class Keys(Protocol):
         """Who holds a key; None for one that is not valid."""
 
 
+class KeyDesk(Protocol):
+    """Where keys are made and revoked."""
+
+    def create(self, name: str, role: str) -> str:
+        """A new key, to be shown once; `InputError` for a name or role that cannot be."""
+
+    def listed(self) -> list[Key]:
+        """All keys that were ever made, oldest first."""
+
+    def revoke(self, name: str) -> None:
+        """Shuts a key out; `InputError` where there is none."""
+
+
 class KeyStore:
     """Keys in one SQLite file, which the door reads while `rlhf keys` writes."""
 

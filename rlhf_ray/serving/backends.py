@@ -4,16 +4,18 @@ The parts are plain classes, which a test calls in its own process; under Ray Se
 same faces.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rlhf_ray.feedback.completions import Completion
 from rlhf_ray.feedback.requests import Receipt, RequestKey, Submission
 from rlhf_ray.feedback.schema import Feedback, Kind
-from rlhf_ray.feedback.store import Page
+from rlhf_ray.feedback.store import FeedbackStore, Page
 from rlhf_ray.types import FinishReason, Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,10 @@ class RecordsBackend(Protocol):
         self, *, ids: list[str] | None = None, caller: str | None = None, before: datetime | None = None
     ) -> int:
         """Removes kept answers that fit all that is given; how many."""
+
+    async def ask(self, question: Callable[[FeedbackStore], T], /) -> T:
+        """What a function makes of the store: one that can be named from another process, as `functools.partial` of
+        one of a module."""
 
     async def ready(self) -> Readiness:
         """Whether the store can be written."""

@@ -1,10 +1,10 @@
 """The door: one FastAPI app that checks who asks and how much, and hands on to the routes of the parts that are there.
 
-| path       | who        | answers                                                  |
-|------------|------------|----------------------------------------------------------|
-| `/healthz` | everybody  | 200 while the process answers                            |
-| `/readyz`  | everybody  | 200 when each part can do its work, else 503             |
-| `/v1/...`  | by role    | the routers of openai.py, reward.py, feedback.py         |
+| path       | who        | answers                                                                  |
+|------------|------------|--------------------------------------------------------------------------|
+| `/healthz` | everybody  | 200 while the process answers                                            |
+| `/readyz`  | everybody  | 200 when each part can do its work, else 503                             |
+| `/v1/...`  | by role    | the routers of openai.py, reward.py, feedback.py, labelling.py, admin.py |
 
 A route that names no role is not served: `create_door` refuses to build it.
 """
@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_ray import __version__
-from rlhf_ray.serving.auth import Gate, Keys
+from rlhf_ray.serving.auth import Gate, KeyDesk, Keys
 from rlhf_ray.serving.backends import (
     PolicyBackend,
     Readiness,
@@ -78,10 +78,14 @@ def create_door(
     records: RecordsBackend | None,
     versions: VersionsBackend | None,
     keys: Keys,
+    desk: KeyDesk | None = None,
     count: Callable[[str], None] = lambda name: None,
 ) -> FastAPI:
-    """The app; a part that is None has no routes. `count` is told of each refusal and failure by name."""
-    routers = _routers(settings, policy=policy, reward=reward, records=records, versions=versions)
+    """The app; a part that is None has no routes, and without a `desk` no keys are made over HTTP.
+
+    `count` is told of each refusal and failure by name.
+    """
+    routers = _routers(settings, policy=policy, reward=reward, records=records, versions=versions, desk=desk)
     parts = {"policy": versions, "reward": reward, "records": records}
     return assemble(settings, routers, keys=keys, parts=parts, count=count)
 
@@ -141,6 +145,7 @@ def _routers(
     reward: RewardBackend | None,
     records: RecordsBackend | None,
     versions: VersionsBackend | None,
+    desk: KeyDesk | None,
 ) -> Sequence[APIRouter]:
     routers = []
     if policy is not None:
@@ -152,9 +157,15 @@ def _routers(
 
         routers.append(rewards.router(settings, reward=reward))
     if records is not None:
-        from rlhf_ray.serving import feedback
+        from rlhf_ray.serving import admin, feedback, labelling
 
         routers.append(feedback.router(settings, records=records))
+        routers.append(labelling.router(settings, records=records))
+        routers.append(admin.router(records=records))
+    if desk is not None:
+        from rlhf_ray.serving import admin
+
+        routers.append(admin.key_router(desk))
     return routers
 
 

@@ -9,63 +9,27 @@
 | `DELETE /v1/completions/{id}` | admin | forget one kept answer |
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, StrictInt
 
 from rlhf_ray.errors import FeedbackError
 from rlhf_ray.feedback.completions import Completion
 from rlhf_ray.feedback.requests import RequestKey, Submission, request_sha256
-from rlhf_ray.feedback.schema import (
-    MAX_ANSWERS,
-    MAX_COMMENT,
-    MAX_TEXT,
-    Feedback,
-    Kind,
-    canonical_json,
-    names_of,
-    parse_feedback,
-)
+from rlhf_ray.feedback.schema import MAX_ANSWERS, Feedback, Kind, canonical_json
 from rlhf_ray.serving.auth import Caller, role
 from rlhf_ray.serving.backends import RecordsBackend
 from rlhf_ray.serving.errors import ApiError
+from rlhf_ray.serving.judgements import Closed, Judgement, Name, Subject, feedback_of, shown
 from rlhf_ray.serving.settings import ServiceConfig
-from rlhf_ray.types import Message, Role
 
 KEY_HEADER = "Idempotency-Key"
 MAX_PAGE = 1_000
 UNKNOWN_COMPLETION = "no completion is kept under this id: it was never given, has expired, or was not to be kept"
 
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
 
-
-class Closed(BaseModel):
-    """A shape that takes no field that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Turn(Closed):
-    """One turn of a dialogue."""
-
-    role: Role
-    content: Text
-
-
-class BroughtAnswer(Closed):
-    """An answer that the service did not give, or does not keep any more."""
-
-    text: Text
-    sampler: Name = "external"
-    """Who or what wrote it; statistics are kept by this name."""
-    sampling: dict[str, JsonValue] | None = None
-    """Temperature and the like, where they are known."""
-    policy_version: Annotated[StrictInt, Field(ge=0)] | None = None
-
-
-class FeedbackRequest(Closed):
+class FeedbackRequest(Subject, Judgement):
     """What somebody thinks of one answer, or of several to one prompt.
 
     The answers are a kept completion's (`completion_id`), or brought along (`prompt` or `messages`, and `completions`).
@@ -86,42 +50,10 @@ class FeedbackRequest(Closed):
         }
     )
 
-    completion_id: Name | None = None
-    """The id of a chat completion or completion that this service gave."""
-    index: Annotated[StrictInt, Field(ge=0)] | None = None
-    """Which of several answers a rating or a thumb is about. A comment without it is about all of them."""
-    prompt: Text | None = None
-    """What was answered; stands for one turn of the user's."""
-    messages: Annotated[tuple[Turn, ...], Field(min_length=1, max_length=1_000)] | None = None
-    """The dialogue that was answered, the user's turn last."""
-    completions: Annotated[tuple[Text | BroughtAnswer, ...], Field(min_length=1, max_length=MAX_ANSWERS)] | None = None
-    """The answers, as texts or with what is known of where they come from."""
-    rating: Annotated[float, Field(strict=True, ge=1, le=5, allow_inf_nan=False)] | None = None
-    """Of one answer, from 1 to 5."""
-    aspect: Name = "overall"
-    """What the rating is about."""
-    thumb: Literal[0, 1] | StrictBool | None = None
-    """Of one answer: 1 or true is up, 0 or false is down."""
-    ranking: Annotated[tuple[StrictInt, ...], Field(min_length=2, max_length=MAX_ANSWERS)] | None = None
-    """The place of each answer, 1 the best; ties share a place and use up the next: `[1, 2, 2, 4]`."""
-    comment: Annotated[str, Field(min_length=1, max_length=MAX_COMMENT)] | None = None
-    """In one's own words, about one answer."""
     display_order: Annotated[tuple[StrictInt, ...], Field(max_length=MAX_ANSWERS)] | None = None
     """The answers' indices in the order in which they were shown."""
     annotator: Name | None = None
     """Who judged; by default the key's name. Only keys with the role trainer or admin may name somebody else."""
-
-    @model_validator(mode="after")
-    def _says_what_of_what(self) -> "FeedbackRequest":
-        if all(value is None for value in (self.rating, self.thumb, self.ranking, self.comment)):
-            raise ValueError("nothing is said: give a rating, a thumb, a ranking or a comment")
-        brought = (self.prompt, self.messages, self.completions)
-        if self.completion_id is not None:
-            if any(value is not None for value in brought):
-                raise ValueError("completion_id stands for prompt and answers: leave prompt, messages, completions out")
-        elif self.completions is None or (self.prompt is None) == (self.messages is None):
-            raise ValueError("give a completion_id, or completions with either prompt or messages")
-        return self
 
 
 class FeedbackAdded(Closed):
@@ -133,7 +65,7 @@ class FeedbackAdded(Closed):
     id: str
     """Of the first judgement."""
     ids: tuple[str, ...]
-    """One for each judgement, in the order rating, thumb, ranking, comment."""
+    """One for each judgement, in the order rating, ratings, thumb, ranking, comment."""
 
 
 class FeedbackPage(Closed):
@@ -237,45 +169,7 @@ def _annotator(body: FeedbackRequest, caller: Caller) -> str:
 def _judgements(body: FeedbackRequest, completion: Completion | None, *, annotator: str) -> tuple[Feedback, ...]:
     """One piece of feedback a judgement, as the store keeps them."""
     try:
-        origin, answers = _shown(body, completion)
-        all_of_them = {"answers": answers, "display_order": body.display_order}
-        rows: list[dict[str, Any]] = []
-        if body.rating is not None:
-            rating = {"value": body.rating, "aspect": body.aspect}
-            rows.append({"answers": _meant(body, answers), "rating": rating})
-        if body.thumb is not None:
-            rating = {"value": int(body.thumb), "scale": "thumb", "aspect": body.aspect}
-            rows.append({"answers": _meant(body, answers), "rating": rating})
-        if body.ranking is not None:
-            rows.append(all_of_them | {"ranking": {"ranks": body.ranking}})
-        if body.comment is not None:
-            about = all_of_them if body.index is None else {"answers": _meant(body, answers)}
-            rows.append(about | {"comment": {"text": body.comment}})
-        return tuple(parse_feedback(origin | {"annotator": annotator} | row) for row in rows)
+        origin, answers = shown(body, completion)
+        return feedback_of(body, answers, display_order=body.display_order, common=origin | {"annotator": annotator})
     except FeedbackError as error:
         raise ApiError(400, str(error)) from None
-
-
-def _shown(body: FeedbackRequest, completion: Completion | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The prompt with its names, and the answers, as fields of `Feedback`."""
-    if completion is not None:
-        turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in completion.dialogue]
-        answers = [completion.answer(index) for index in range(len(completion.answers))]
-    else:
-        assert body.completions is not None
-        turns = [turn.model_dump() for turn in body.messages or (Turn(role="user", content=body.prompt or ""),)]
-        answers = [
-            (BroughtAnswer(text=answer) if isinstance(answer, str) else answer).model_dump()
-            for answer in body.completions
-        ]
-    prompt_id, group = names_of([Message(turn["role"], turn["content"]) for turn in turns])
-    return {"messages": turns, "prompt_id": prompt_id, "group": group}, answers
-
-
-def _meant(body: FeedbackRequest, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The one answer that a judgement of one answer is about."""
-    if body.index is None and len(answers) > 1:
-        raise FeedbackError(f"say which of the {len(answers)} answers is meant: give index, from 0")
-    if body.index is not None and body.index >= len(answers):
-        raise FeedbackError(f"index {body.index}: there are {len(answers)} answers, from 0")
-    return [answers[body.index or 0]]

@@ -137,6 +137,11 @@ class RecordsHandle:
         removed: int = await self._answer(self._handle.purge_completions.remote(ids=ids, caller=caller, before=before))
         return removed
 
+    async def ask(self, question: Callable[[Any], T], /) -> T:
+        """What a function makes of the store, where the store is."""
+        made: T = await self._answer(self._handle.ask.remote(question))
+        return made
+
     async def ready(self) -> Readiness:
         """Whether the store can be written."""
         readiness: Readiness = await self._answer(self._handle.ready.remote())

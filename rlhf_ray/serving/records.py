@@ -5,20 +5,24 @@ the disk. Nobody is told that a thing is kept before it is: an acknowledgement f
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import InfrastructureError, InputError
 from rlhf_ray.feedback.completions import Completion
 from rlhf_ray.feedback.requests import Receipt, RequestKey, Submission
 from rlhf_ray.feedback.schema import Feedback, Kind, now
 from rlhf_ray.feedback.store import FeedbackStore, Page
+from rlhf_ray.feedback.tasks import TaskTaken, UnknownTask
 from rlhf_ray.serving.backends import Readiness
 from rlhf_ray.serving.batches import Batches, in_thread
 from rlhf_ray.serving.errors import ApiError
 
 PURGE_EVERY = timedelta(hours=1)
+T = TypeVar("T")
 
 
 class Records:
@@ -69,7 +73,7 @@ class Records:
 
     async def answered(self, key: RequestKey | None, /) -> Receipt | None:
         """What a request of this key was answered with, None where it is new; `ApiError` 422 as for `add_feedback`."""
-        outcome = await asyncio.to_thread(self._store.answered, key) if key else None
+        outcome = await self.ask(partial(FeedbackStore.answered, key=key)) if key else None
         if isinstance(outcome, Exception):
             raise _key_reused(outcome)
         return outcome
@@ -80,23 +84,39 @@ class Records:
 
     async def completion(self, id: str, /) -> Completion | None:
         """The kept completion of that id, None where it never was or is gone."""
-        return await asyncio.to_thread(self._store.completion, id)
+        return await self.ask(partial(FeedbackStore.completion, id_=id))
 
     async def feedback(self, id: str, /) -> Feedback | None:
         """The feedback of that id, None where there is none."""
-        return await asyncio.to_thread(self._store.get, id)
+        return await self.ask(partial(FeedbackStore.get, id_=id))
 
     async def page(
         self, cursor: int = 0, limit: int = 100, /, *, kind: Kind | None = None, annotator: str | None = None
     ) -> Page:
         """Feedback in the order in which it was added, from a cursor on."""
-        return await asyncio.to_thread(self._store.page, after=cursor, limit=limit, kind=kind, annotator=annotator)
+        return await self.ask(partial(FeedbackStore.page, after=cursor, limit=limit, kind=kind, annotator=annotator))
 
     async def purge_completions(
         self, *, ids: list[str] | None = None, caller: str | None = None, before: datetime | None = None
     ) -> int:
         """Remove kept completions that fit all that is given; how many went."""
-        return await asyncio.to_thread(self._store.purge_completions, ids=ids, caller=caller, before=before)
+        return await self.ask(partial(FeedbackStore.purge_completions, ids=ids, caller=caller, before=before))
+
+    async def ask(self, question: Callable[[FeedbackStore], T], /) -> T:
+        """What a function makes of the store; what it wrote is durable on return.
+
+        `ApiError`: 404, 409 or 400 for what the store refuses, 503 where the disk does not take it.
+        """
+        try:
+            return await asyncio.to_thread(question, self._store)
+        except UnknownTask as error:
+            raise ApiError(404, str(error), code="unknown_task") from None
+        except TaskTaken as error:
+            raise ApiError(409, str(error), code="task_taken") from None
+        except InputError as error:
+            raise ApiError(400, str(error)) from None
+        except InfrastructureError as error:
+            raise _unavailable(error) from None
 
     async def ready(self) -> Readiness:
         """Whether feedback can be written."""
@@ -118,8 +138,10 @@ class Records:
     async def _write(self, entry: Submission | Completion) -> Receipt | None:
         try:
             return await self._writes.submit(entry)
+        except InputError as error:
+            raise ApiError(400, str(error)) from None
         except InfrastructureError as error:
-            raise ApiError(503, str(error), code="storage_unavailable", retry_after=5) from None
+            raise _unavailable(error) from None
 
     def _commit(self, entries: Sequence[Submission | Completion]) -> list[Receipt | Exception | None]:
         submissions = [entry for entry in entries if isinstance(entry, Submission)]
@@ -131,6 +153,10 @@ class Records:
         if not self._store.broken and (self._purged_at is None or moment - self._purged_at >= PURGE_EVERY):
             self._store.purge_completions(before=moment - self._retention)
             self._purged_at = moment
+
+
+def _unavailable(error: InfrastructureError) -> ApiError:
+    return ApiError(503, str(error), code="storage_unavailable", retry_after=5)
 
 
 def _told(outcome: Receipt | Exception) -> Receipt | Exception:

@@ -22,7 +22,7 @@ from rlhf_ray.serving.auth import role
 from rlhf_ray.serving.backends import Readiness, RewardBackend, ScoreItem, Scores
 from rlhf_ray.serving.batches import Batches, in_thread
 from rlhf_ray.serving.errors import ApiError
-from rlhf_ray.serving.feedback import Closed, Text, Turn
+from rlhf_ray.serving.judgements import Closed, Text, Turn
 from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.types import Exchange, Message, Prompt
 

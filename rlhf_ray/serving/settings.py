@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rlhf_ray.config import Count, Positive, Section, apply_overrides, parse_section
+from rlhf_ray.feedback.schema import NextBy
 
 Part = Literal["policy", "reward", "feedback"]
 
@@ -81,13 +82,22 @@ class LimitSettings(Section):
     """How long a body may take to arrive."""
 
 
+class LabellingSettings(Section):
+    """The queue of tasks for annotators."""
+
+    next: NextBy = "random"
+    """What is asked next: `random`; `newest`: answers of the newest policy; `disagreement`: the highest priority."""
+    lease_minutes: Positive = 30
+    """How long who is shown a task holds it before it is offered to others."""
+
+
 class ServiceConfig(Section):
     """A whole service."""
 
     registry: Path = Path("service/registry")
     """Folder of the published versions; on a cluster, on a disk that every node sees."""
     store: str = "service/feedback.db"
-    """Feedback and kept completions: `sqlite:///folder/feedback.db`, or its path."""
+    """Feedback and kept completions: `sqlite:///folder/feedback.db`, its path, or `postgresql://user@host/name`."""
     keys: str = "service/keys.db"
     """The keys: `sqlite:///folder/keys.db`, or its path."""
     host: str = "127.0.0.1"
@@ -103,6 +113,7 @@ class ServiceConfig(Section):
     policy: PolicySettings = PolicySettings()
     reward: RewardSettings = RewardSettings()
     limits: LimitSettings = LimitSettings()
+    labelling: LabellingSettings = LabellingSettings()
     retention_days: Positive = 30
     """How long served answers are kept, so that feedback can name them."""
 

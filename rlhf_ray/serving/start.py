@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import DeadlineExceeded, InfrastructureError, InputError, Interrupted
+from rlhf_ray.feedback.databases import is_postgres
 from rlhf_ray.models.files import check_cpu_attention
 from rlhf_ray.models.registry import Kind, Registry, Version
 from rlhf_ray.roles.joining import join
@@ -52,7 +53,8 @@ def promote_first(registry: Registry, published: dict[Kind, Version], *, by: str
 def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
     """The registry as the service will find it; `InputError` where it holds nothing to serve."""
     for url in (config.store, config.keys):
-        file_of(url, what="files").parent.mkdir(parents=True, exist_ok=True)
+        if not is_postgres(url):
+            file_of(url, what="files").parent.mkdir(parents=True, exist_ok=True)
     registry = Registry(config.registry)
     if run is not None:
         published = publish_run(run, registry, by=whoami())

@@ -14,6 +14,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 14, 34
 RELIABILITY_HEIGHT = 260
 LANE, LANE_NAMES = 26, 84
 """Height of a timeline's lane, and room for their names."""
+ROW, ROW_NAMES, ROW_FIGURES, MOST_NAME = 22, 128, 56, 18
+"""Height of a row of `bar_rows`, room for names and figures, and the longest name in full."""
 MOST_POINTS = 400
 """A longer series is drawn by its buckets' extremes, so that a spike of one step stays visible."""
 
@@ -43,6 +45,14 @@ class Interval:
     label: str
     value: float
     bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named figure, not below 0, as a bar of `bar_rows`."""
+
+    label: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,34 @@ def interval_plot(rows: Sequence[Interval], *, label: str, x_label: str, chance:
             (low, _), (high, _) = frame.at(row.bounds[0], 0), frame.at(row.bounds[1], 0)
             parts.append(element("line", cls="line0 whisker", x1=low, x2=high, y1=y, y2=y))
         parts.append(element("circle", cls="fill0", cx=x, cy=y, r=4.5))
+    return _svg(parts, label, height=height)
+
+
+def bar_rows(rows: Sequence[Row], *, label: str) -> Markup | None:
+    """Named figures under each other, each a bar from zero; None where there is none."""
+    if not rows:
+        return None
+    height = 8 + ROW * len(rows)
+    longest = max(row.value for row in rows) or 1.0
+    room = WIDTH - ROW_NAMES - ROW_FIGURES
+    parts = []
+    for number, row in enumerate(rows):
+        top = 4 + ROW * number
+        name = row.label if len(row.label) <= MOST_NAME else f"{row.label[: MOST_NAME - 1]}…"
+        width = max(0.5, round(room * row.value / longest, 1))
+        parts.append(element("text", name, cls="name end", x=ROW_NAMES - 6, y=top + 14))
+        parts.append(
+            element(
+                "rect",
+                _title(f"{row.label}: {short(row.value)}"),
+                cls="fill0",
+                x=ROW_NAMES,
+                y=top + 3,
+                width=width,
+                height=ROW - 8,
+            )
+        )
+        parts.append(element("text", short(row.value), cls="tick", x=ROW_NAMES + width + 5, y=top + 14))
     return _svg(parts, label, height=height)
 
 

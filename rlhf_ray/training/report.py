@@ -31,6 +31,7 @@ from rlhf_ray.training.panels import (
 )
 from rlhf_ray.training.verdict import Check, figure
 
+TEMPLATES = Path(__file__).parent / "report_template"
 SAMPLES_SHOWN = 10
 LONGEST_TEXT = 3000
 """Characters of one message that the page shows."""
@@ -100,7 +101,7 @@ def read_run(folder: Path) -> RunFiles:
 def render(run: RunFiles) -> str:
     """The page."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "report_template"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -43,15 +43,18 @@ def make_app(
 class Requests:
     """Requests to an app, each answered as a whole."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, *, key: str = "key") -> None:
         self._http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", headers={"Authorization": "Bearer key"}
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {key}"}
         )
 
     async def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self._http.post(path, content=content, headers={"content-type": "application/json"} | names)
+
+    async def put(self, path: str, body: Any) -> httpx.Response:
+        return await self._http.put(path, json=body)
 
     async def get(self, path: str, **params: Any) -> httpx.Response:
         return await self._http.get(path, params=params)

@@ -54,14 +54,14 @@ def test_many_callers_share_a_transaction_and_each_gets_its_own_receipt(store: C
     receipts = with_records(store, lambda records: add_all(records, submissions))
     assert receipts == [Receipt(submission.answer) for submission in submissions]
     assert store.commits <= 3
-    with FeedbackStore(store.path, read_only=True) as reader:
+    with FeedbackStore(store.name, read_only=True) as reader:
         assert reader.count() == 100
 
 
 def test_an_acknowledged_row_is_seen_by_another_connection_at_once(store: CountingStore) -> None:
     async def use(records: Records) -> int:
         await records.add_feedback(make_submission())
-        with FeedbackStore(store.path, read_only=True) as reader:
+        with FeedbackStore(store.name, read_only=True) as reader:
             return reader.count()
 
     assert with_records(store, use) == 1
@@ -108,7 +108,7 @@ def test_a_poisoned_submission_is_refused_and_the_others_go_in(store: CountingSt
     )
     assert [type(outcome) for outcome in outcomes] == [Receipt, type(outcomes[1]), Receipt]
     assert isinstance(outcomes[1], Exception)
-    with FeedbackStore(store.path, read_only=True) as reader:
+    with FeedbackStore(store.name, read_only=True) as reader:
         assert reader.count() == 2
 
 
@@ -128,7 +128,7 @@ def test_after_a_failed_disk_the_writer_asks_to_be_replaced(store: CountingStore
     async def use(records: Records) -> None:
         assert (await records.ready()).ready
         await records.check_health()
-        store.broken = True
+        store._database.broken = True
         assert not (await records.ready()).ready
         with pytest.raises(InfrastructureError, match="start the writer anew"):
             await records.check_health()

@@ -16,6 +16,7 @@ from rlhf_ray.serving.settings import LimitSettings, ServiceConfig
 from tests.serving.asgi import KnownKeys, ask, error_of
 
 ANYBODY = {"app", "annotator", "trainer", "admin"}
+LABELLING = {"annotator", "trainer", "admin"}
 WHO_MAY = {
     ("GET", "/v1/models"): ANYBODY,
     ("GET", "/v1/models/{id}"): ANYBODY,
@@ -28,6 +29,23 @@ WHO_MAY = {
     ("GET", "/v1/feedback/{feedback_id}"): {"trainer", "admin"},
     ("DELETE", "/v1/completions"): {"admin"},
     ("DELETE", "/v1/completions/{completion_id}"): {"admin"},
+    ("POST", "/v1/tasks/next"): LABELLING,
+    ("POST", "/v1/tasks/{task_id}/answer"): LABELLING,
+    ("POST", "/v1/tasks/{task_id}/skip"): LABELLING,
+    ("POST", "/v1/tasks/{task_id}/undo"): LABELLING,
+    ("GET", "/v1/tasks/history"): LABELLING,
+    ("GET", "/v1/tasks/progress"): LABELLING,
+    ("GET", "/v1/tasks/guidelines"): LABELLING,
+    ("PUT", "/v1/tasks/guidelines"): {"trainer", "admin"},
+    ("POST", "/v1/tasks"): {"trainer", "admin"},
+    ("GET", "/v1/annotators"): {"trainer", "admin"},
+    ("POST", "/v1/exclusions"): {"admin"},
+    ("POST", "/v1/erasures"): {"admin"},
+    ("GET", "/v1/snapshots"): {"trainer", "admin"},
+    ("POST", "/v1/snapshots"): {"trainer", "admin"},
+    ("GET", "/v1/keys"): {"admin"},
+    ("POST", "/v1/keys"): {"admin"},
+    ("DELETE", "/v1/keys/{name}"): {"admin"},
 }
 
 
@@ -43,7 +61,8 @@ class Nothing:
 
 def whole_door() -> FastAPI:
     part: Any = Nothing()
-    return create_door(ServiceConfig(), policy=part, reward=part, records=part, versions=part, keys=KnownKeys())
+    parts = {"policy": part, "reward": part, "records": part, "versions": part}
+    return create_door(ServiceConfig(), **parts, keys=KnownKeys(), desk=part)
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The client: says what is meant, tries again where that helps, once written is once kept."""
 
 import asyncio
+import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,8 +12,19 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from rlhf_ray import client as client_module
-from rlhf_ray.client import Added, Client, KeyReused, NotAllowed, NotFound, Refused, Unavailable
+from rlhf_ray.client import (
+    Added,
+    AsyncClient,
+    Client,
+    KeyReused,
+    NotAllowed,
+    NotFound,
+    Progress,
+    Refused,
+    TaskTaken,
+    Unavailable,
+)
+from rlhf_ray.client import sending as client_module
 from rlhf_ray.errors import InfrastructureError, InputError
 from rlhf_ray.serving.records import Records
 from tests.feedback.test_requests import make_completion
@@ -238,3 +250,95 @@ def test_rewards_come_with_their_model(service: Client) -> None:
     given = service.rewards(["longer", "short"], prompt="Hi")
     assert given.rewards[0] > given.rewards[1]
     assert (given.model, given.version) == ("reward-model", 2)
+
+
+TASKS = [
+    {"id": "t1", "prompt": "Hi", "completions": ["Hello.", {"text": "No.", "sampler": "ppo"}], "overlap": 2},
+    {"id": "t2", "prompt": "Bye", "completions": ["Bye."], "aspects": ["tone"]},
+]
+
+
+def test_a_labelling_session(service: Client) -> None:
+    assert service.add_tasks(TASKS).new == 2
+    assert service.add_tasks(TASKS).new == 0
+    assert service.guidelines() == ""
+    first = service.next_task()
+    assert first is not None
+    held = service.next_task()
+    assert held is not None
+    assert (held.id, held.answers) == (first.id, first.answers)
+    said: dict[str, Any] = {"ranking": [1, 2]} if len(first.answers) == 2 else {"ratings": {"tone": 3}}
+    ids = service.answer_task(first.id, **said)
+    assert service.answer_task(first.id, **said) == ids
+    with pytest.raises(TaskTaken, match="you have answered this task"):
+        service.answer_task(first.id, comment="Something else.")
+    again = service.undo_task(first.id)
+    assert (again.id, again.answers) == (first.id, first.answers)
+    service.skip_task(first.id, "not for me")
+    second = service.next_task()
+    assert second is not None
+    service.answer_task(second.id, comment="Fine.")
+    assert service.next_task() is None
+    assert service.progress() == Progress(answered=1, skipped=1, left=0, tasks=2, complete=service.progress().complete)
+    assert [(past.task.id, past.state) for past in service.history()] == [
+        (second.id, "answered"),
+        (first.id, "skipped"),
+    ]
+    frozen = service.freeze("now")
+    assert (frozen.rows, service.snapshots()) == (1, (frozen,))
+    assert service.exclude(annotators=["boss"], reason="test") == 2
+
+
+def test_the_async_client_says_and_hears_the_same(tmp_path: Path) -> None:
+    async def use() -> None:
+        records = Records(tmp_path / "feedback.db", retention_days=36_500)
+        await records.keep_completion(make_completion())
+        transport = httpx.ASGITransport(make_app(records=records))
+        async with AsyncClient("http://127.0.0.1", "key", http=httpx.AsyncClient(transport=transport)) as client:
+            rated = await client.rate("chatcmpl-1", 4, index=0)
+            kept = await client.rate("chatcmpl-1", 4, index=0, idempotency_key="k")
+            assert await client.rate("chatcmpl-1", 4, index=0, idempotency_key="k") == Added(kept.ids, replayed=True)
+            assert [item.id async for item in client.feedback(page=1)] == [rated.id, *kept.ids]
+            await client.add_tasks(TASKS)
+            met = []
+            while task := await client.next_task():
+                met.append(task.id)
+                await client.answer_task(task.id, comment="Fine.")
+            assert sorted(met) == ["t1", "t2"]
+            assert [past.task.id async for past in client.history()] == met[::-1]
+            with pytest.raises(NotFound):
+                await client.undo_task("t9")
+        await records.close()
+
+    asyncio.run(use())
+
+
+def test_the_async_client_tries_again_as_the_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(client_module.asyncio, "sleep", sleep)
+    script = Script(refusal(503), httpx.ConnectError("refused"), added("f1"))
+
+    async def use() -> Added:
+        http = httpx.AsyncClient(transport=httpx.MockTransport(script))
+        async with AsyncClient("http://service", http=http) as client:
+            return await client.rate("c1", 4)
+
+    assert asyncio.run(use()).id == "f1"
+    assert len(waits) == 2
+    keys = {request.headers["Idempotency-Key"] for request in script.asked}
+    assert (len(script.asked), len(keys)) == (3, 1)
+
+
+def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
+    def calls(client: type) -> dict[str, list[str]]:
+        public = inspect.getmembers(client, callable)
+        return {name: list(inspect.signature(call).parameters) for name, call in public if not name.startswith("_")}
+
+    assert calls(Client) == calls(AsyncClient)
+    assert str(inspect.signature(Client.skip_task)) == "(self, /, task_id: str, reason: str) -> NoneType"
+    assert list(inspect.signature(Client("http://x").skip_task).parameters) == ["task_id", "reason"]
+    assert Client.rate.__doc__ == AsyncClient.rate.__doc__
