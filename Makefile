@@ -46,7 +46,8 @@ docs: $(INSTALLED)  ## docs/commands.md and docs/configuration.md, from the code
 	@$(BIN)/python docs/make.py
 
 # Half an hour on 2 cores; those that take a finished run, a GPU or hours are commands of their own (docs/results.md).
-BENCHMARKS = "loop.py" "loop.py --dispatcher" "pipeline.py --sizes 1M" "generator.py" "peers.py" "growth.py" "scale.py"
+BENCHMARKS = "loop.py" "loop.py --dispatcher" "pipeline.py --sizes 1M" "generator.py" "peers.py --rounds 1" \
+	"growth.py --steps 2" "scale.py"
 
 bench: $(INSTALLED)  ## benchmarks, each a ratio against a bound or a peer
 	@missed=0; for words in $(BENCHMARKS); do \

@@ -30,6 +30,10 @@ WAIT_S = 10
 """For other writers, and for a connection."""
 
 
+class Unreadable(DataError):
+    """A store that was opened gives nothing back: it is damaged, or somebody changed it."""
+
+
 class Database(Protocol):
     """An open database, its tables there and of this version unless it is read only."""
 
@@ -103,7 +107,7 @@ class SqliteFile:
             with self._engine.connect() as connection:
                 yield connection
         except DatabaseError as error:
-            raise DataError(f"feedback store {self.name} cannot be read: {error.orig}") from None
+            raise Unreadable(f"feedback store {self.name} cannot be read: {error.orig}") from None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -173,7 +177,7 @@ class Postgres:
         except OperationalError as error:
             raise InfrastructureError(f"feedback store {self.name} cannot be reached: {_first_line(error)}") from None
         except ProgrammingError as error:
-            raise DataError(f"feedback store {self.name} cannot be read: {_first_line(error)}") from None
+            raise Unreadable(f"feedback store {self.name} cannot be read: {_first_line(error)}") from None
         except UnstorableError:
             raise DataError(NO_NUL) from None
 

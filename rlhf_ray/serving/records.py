@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from rlhf_ray.errors import InfrastructureError, InputError
 from rlhf_ray.feedback.completions import Completion
+from rlhf_ray.feedback.databases import Unreadable
 from rlhf_ray.feedback.requests import Receipt, RequestKey, Submission
 from rlhf_ray.feedback.schema import Feedback, Kind, now
 from rlhf_ray.feedback.store import FeedbackStore, Page
@@ -113,6 +114,8 @@ class Records:
             raise ApiError(404, str(error), code="unknown_task") from None
         except TaskTaken as error:
             raise ApiError(409, str(error), code="task_taken") from None
+        except Unreadable as error:
+            raise _unavailable(error) from None
         except InputError as error:
             raise ApiError(400, str(error)) from None
         except InfrastructureError as error:
@@ -155,7 +158,7 @@ class Records:
             self._purged_at = moment
 
 
-def _unavailable(error: InfrastructureError) -> ApiError:
+def _unavailable(error: Exception) -> ApiError:
     return ApiError(503, str(error), code="storage_unavailable", retry_after=5)
 
 

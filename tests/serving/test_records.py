@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import FeedbackError, InfrastructureError
+from rlhf_ray.feedback.databases import Unreadable
 from rlhf_ray.feedback.requests import Receipt, Submission
 from rlhf_ray.feedback.schema import now
 from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.feedback.tasks import TaskTaken, UnknownTask
 from rlhf_ray.serving.errors import ApiError
 from rlhf_ray.serving.records import Records
 from tests.feedback.test_requests import make_completion, make_submission
@@ -164,3 +166,25 @@ def test_completions_older_than_the_retention_go_at_the_start_and_hourly(
             assert (await records.completion("new") is not None) == there
 
     with_records(store, use, retention_days=1)
+
+
+def test_what_the_store_refuses_is_the_callers_and_a_damaged_store_is_not(store: CountingStore) -> None:
+    def refuse(error: Exception) -> Callable[[FeedbackStore], None]:
+        def question(_: FeedbackStore) -> None:
+            raise error
+
+        return question
+
+    async def use(records: Records) -> None:
+        for error, status in (
+            (FeedbackError("no"), 400),
+            (UnknownTask("no"), 404),
+            (TaskTaken("no"), 409),
+            (Unreadable("no"), 503),
+            (InfrastructureError("no"), 503),
+        ):
+            with pytest.raises(ApiError, match="no") as refusal:
+                await records.ask(refuse(error))
+            assert refusal.value.status == status
+
+    with_records(store, use)
