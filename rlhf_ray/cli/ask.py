@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -11,7 +11,8 @@ from rlhf_ray.cli.options import print_json
 if TYPE_CHECKING:
     from rlhf_ray.serving.labelling import NewTask
 
-AT_ONCE = 100
+AT_ONCE, AT_ONCE_BYTES = 500, 500_000
+"""Tasks of a request, which a service takes up to 1,000 of, and up to 1 MiB."""
 
 
 def ask(
@@ -34,7 +35,7 @@ def ask(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Ask people to judge what is in a file. All of it is added, or nothing; the same file again adds nothing.
+    """Ask people to judge what is in a file. The same file again adds what is not there yet.
 
     A line: {"prompt": "...", "completions": ["...", {"text": "...", "sampler": "ppo"}], "overlap": 2}, as POST
     /v1/tasks takes it. With --ensemble each gets a priority, by which a service with labelling.next=disagreement asks.
@@ -55,17 +56,31 @@ def ask(
     wanted += _repeated(wanted, repeat)
     if store is not None:
         with FeedbackStore(store) as opened:
-            new = add_tasks(opened, [task_of(one, opened.completion) for one in wanted])
+            new, place = add_tasks(opened, [task_of(one, opened.completion) for one in wanted]), opened.name
     else:
-        new = 0
-        with Client(service or "", key) as client:
-            bodies = [one.model_dump(mode="json", exclude_none=True) for one in wanted]
-            for start in range(0, len(bodies), AT_ONCE):
-                new += client.add_tasks(bodies[start : start + AT_ONCE]).new
+        assert service is not None
+        with Client(service, key) as client:
+            new, place = sum(client.add_tasks(some).new for some in _requests(wanted)), service
     if as_json:
         print_json({"tasks": len(wanted), "new": new})
     else:
-        typer.echo(f"{len(wanted)} tasks; {new} are new in {store or service}")
+        typer.echo(f"{len(wanted)} tasks; {new} are new in {place}")
+
+
+def _requests(wanted: Sequence["NewTask"]) -> Iterator[list[dict[str, Any]]]:
+    """As many to a request as it may hold."""
+    some: list[dict[str, Any]] = []
+    size = 0
+    for task in wanted:
+        body = task.model_dump(mode="json", exclude_none=True)
+        length = len(task.model_dump_json())
+        if some and (len(some) == AT_ONCE or size + length > AT_ONCE_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(body)
+        size += length
+    if some:
+        yield some
 
 
 def _read(file: Path, *, overlap: int) -> Iterator["NewTask"]:
@@ -112,7 +127,9 @@ def _by_disagreement(wanted: Sequence["NewTask"], folders: Sequence[Path]) -> li
 
 
 def _repeated(wanted: Sequence["NewTask"], share: float) -> list["NewTask"]:
-    """Spread over the file, the same ones each time."""
+    """Spread over the file, the same ones each time; an annotator sees the id, which must not say so."""
+    from rlhf_ray.feedback.schema import digest_of
+
     count = round(share * len(wanted))
     chosen = [wanted[index * len(wanted) // count] for index in range(count)]
-    return [task.model_copy(update={"id": f"{task.id}-again"}) for task in chosen]
+    return [task.model_copy(update={"id": f"t-{digest_of([task.id])}"}) for task in chosen]

@@ -78,7 +78,7 @@ def import_(
         judged = read_sheet(file, annotator=annotator)
         with FeedbackStore(store) as opened:
             new = opened.add_all(judged)
-        typer.echo(f"{len(judged)} judgements; {new} are new in {store}")
+        typer.echo(f"{len(judged)} judgements; {new} are new in {opened.name}")
         return
     if report is not None and on_error is OnError.STOP:
         raise InputError("--report is about rows skipped: give --on-error skip, too")
@@ -96,7 +96,7 @@ def import_(
             watch=watch,
         )
         new = opened.add_all(items)
-    typer.echo(f"{found.describe()}; {new} are new in {store}")
+    typer.echo(f"{found.describe()}; {new} are new in {opened.name}")
 
 
 @app.command()
@@ -174,7 +174,7 @@ def wins(store: Store, as_json: AsJson = False) -> None:
         print_json([asdict(duel) for duel in duels])
         return
     if not duels:
-        typer.echo(f"{store}: nobody compared two samplers' answers to one prompt yet")
+        typer.echo(f"{opened.name}: nobody compared two samplers' answers to one prompt yet")
     for duel in duels:
         low, high = duel.ci95
         typer.echo(
@@ -247,7 +247,7 @@ def exclude(
     with FeedbackStore(store) as opened:
         flag = partial(opened.flag, out=not back, reason=reason, by="command line")
         rows = flag("annotator", annotator) if annotator else flag("feedback", id or [])
-    typer.echo(f"{rows} rows are {'back in' if back else 'left out of'} snapshots of {store} from now on")
+    typer.echo(f"{rows} rows are {'back in' if back else 'left out of'} snapshots of {opened.name} from now on")
 
 
 @app.command()

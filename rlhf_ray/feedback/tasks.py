@@ -167,21 +167,20 @@ class Progress:
 
 
 def add_tasks(store: FeedbackStore, new: Iterable[Task]) -> int:
-    """All of them or none, how many were new; a task that is there already, alike, is not added again."""
+    """All of them or none, how many were new; what is asked already is not added again, and keeps its priority."""
     new, added = iter(new), 0
     with store.writing() as connection:
         while batch := list(islice(new, PAGE)):
-            known = _bodies(connection, [task.id for task in batch])
-            rows: dict[str, dict[str, Any]] = {}
+            known = _known_tasks(connection, [task.id for task in batch])
+            fresh: list[Task] = []
             for task in batch:
-                row = _row(task)
-                if known.get(task.id, row["body"]) != row["body"] or rows.get(task.id, row)["body"] != row["body"]:
+                if known.setdefault(task.id, task) is task:
+                    fresh.append(task)
+                elif _question(known[task.id]) != _question(task):
                     raise FeedbackError(f"task id '{task.id}' is taken by another task: leave the id out")
-                if task.id not in known:
-                    rows[task.id] = row
-            if rows:
-                connection.execute(insert(tasks), list(rows.values()))
-            added += len(rows)
+            if fresh:
+                connection.execute(insert(tasks), [_row(task) for task in fresh])
+            added += len(fresh)
     return added
 
 
@@ -343,8 +342,14 @@ def _row(task: Task) -> dict[str, Any]:
     }
 
 
-def _bodies(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
-    return {row.id: row.body for row in connection.execute(select(tasks.c.id, tasks.c.body).where(tasks.c.id.in_(ids)))}
+def _known_tasks(connection: Connection, ids: Sequence[str]) -> dict[str, Task]:
+    query = select(tasks.c.id, tasks.c.body).where(tasks.c.id.in_(ids))
+    return {row.id: Task.model_validate_json(row.body) for row in connection.execute(query)}
+
+
+def _question(task: Task) -> Task:
+    """What is asked, whenever it is."""
+    return task.model_copy(update={"priority": None})
 
 
 def _latest() -> Select[tuple[int]]:

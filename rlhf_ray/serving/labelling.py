@@ -82,6 +82,31 @@ class ProgressReport(Closed):
 class NextTask(Closed):
     """The next task, null where none is left."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "object": "task.next",
+                "task": {
+                    "object": "task",
+                    "id": "t1",
+                    "messages": [{"role": "user", "content": "My lamp arrived broken."}],
+                    "answers": [{"text": "No."}, {"text": "A new one is coming."}],
+                    "asks": ["ranking"],
+                    "aspects": ["overall"],
+                    "until": "2026-12-01T10:30:00Z",
+                },
+                "progress": {
+                    "object": "progress",
+                    "answered": 3,
+                    "skipped": 0,
+                    "left": 12,
+                    "tasks": 15,
+                    "complete": 1,
+                },
+            }
+        }
+    )
+
     object: Literal["task.next"] = "task.next"
     task: ShownTask | None
     progress: ProgressReport
@@ -166,7 +191,7 @@ class NewTask(Subject):
     )
 
     id: Id | None = None
-    """By which it is known when it is sent again; one is made where none is given."""
+    """By which it is known when it is sent again; one is made where none is given. Annotators see it."""
     asks: tuple[Literal["ranking", "rating", "thumb", "comment"], ...] = ()
     """What is wanted; by default a ranking of several answers, a rating of one."""
     aspects: Annotated[tuple[Name, ...], Field(min_length=1, max_length=20)] = ("overall",)

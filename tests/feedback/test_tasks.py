@@ -237,7 +237,7 @@ def test_progress_and_history_are_ones_own(store: FeedbackStore, clock: Clock) -
 
 def test_tasks_are_added_once_and_all_or_none(store: FeedbackStore) -> None:
     assert tasks.add_tasks(store, [task("t1"), task("t2")]) == 2
-    assert tasks.add_tasks(store, [task("t2"), task("t3")]) == 1
+    assert tasks.add_tasks(store, [task("t2", priority=0.2), task("t3")]) == 1
     with pytest.raises(FeedbackError, match="task id 't1' is taken by another task"):
         tasks.add_tasks(store, [task("t4"), task("t1", answers=3)])
     with pytest.raises(FeedbackError, match="task id 't5' is taken"):

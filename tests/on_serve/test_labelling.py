@@ -11,6 +11,7 @@ import pytest
 from rlhf_ray.client import Client, TaskTaken
 from rlhf_ray.feedback.quality import quality_of
 from rlhf_ray.feedback.store import FeedbackStore
+from tests.feedback.places import KINDS, place
 from tests.serving.test_serve import rlhf, serving
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
@@ -49,14 +50,23 @@ def rate(url: str, key: str, name: str, acknowledged: dict[str, str]) -> None:
             time.sleep(0.02)
 
 
-def test_nothing_is_lost_or_doubled_and_everybody_stays_blind_while_the_writer_dies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_or_doubled_and_everybody_stays_blind_while_the_writer_dies(tmp_path: Path, kind: str) -> None:
+    with place(kind, tmp_path) as store:
+        label_through_deaths(tmp_path, store)
+
+
+def label_through_deaths(tmp_path: Path, database: str) -> None:
     keys = {
         name: rlhf("keys", "create", name, "--role", role, cwd=tmp_path).strip()
         for name, role in (("boss", "admin"), ("ann", "annotator"), ("bea", "annotator"))
     }
     met: dict[str, list[str]] = {"ann": [], "bea": []}
     acknowledged: list[dict[str, str]] = [{} for _ in range(RATERS)]
-    with serving(tmp_path, "parts=[feedback]") as (process, url), Client(url, keys["boss"], deadline_s=120) as boss:
+    with (
+        serving(tmp_path, "parts=[feedback]", f"store={database}") as (process, url),
+        Client(url, keys["boss"], deadline_s=120) as boss,
+    ):
         answers = [
             [{"text": f"{letter}{n}", "sampler": name} for letter, name in zip("AB", SAMPLERS, strict=True)]
             for n in range(ITEMS)
@@ -81,7 +91,7 @@ def test_nothing_is_lost_or_doubled_and_everybody_stays_blind_while_the_writer_d
         for thread in people:
             thread.join(300)
         assert boss.freeze("all").rows == 2 * ITEMS + RATERS * RATINGS
-    with FeedbackStore(tmp_path / "service" / "feedback.db", read_only=True) as store:
+    with FeedbackStore(database, read_only=True) as store:
         rows = list(store.iter())
     assert sorted(met["ann"]) == sorted(met["bea"]) == sorted(f"t{n}" for n in range(ITEMS))
     there = {item.id for item in rows}

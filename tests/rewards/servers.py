@@ -22,6 +22,7 @@ def serving(app: Any) -> Iterator[str]:
     """An ASGI app under uvicorn, on a port of its own; gives its address."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen(128)  # who comes before uvicorn looks waits, and is not refused
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
