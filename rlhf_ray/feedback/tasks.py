@@ -43,7 +43,7 @@ from rlhf_ray.feedback.schema import (
     now,
 )
 from rlhf_ray.feedback.store import PAGE, FeedbackStore, add_rows
-from rlhf_ray.feedback.tables import guidelines, task_events, tasks
+from rlhf_ray.feedback.tables import feedback, guidelines, task_events, tasks
 from rlhf_ray.types import Message
 
 State = Literal["shown", "answered", "skipped", "undone"]
@@ -139,6 +139,8 @@ class Held:
     """Ids of what was said."""
     reason: str | None = None
     """Why it was skipped."""
+    sha256: str | None = None
+    """Of the request that it was answered with."""
     cursor: int = 0
     """Its place in the annotator's history."""
 
@@ -216,7 +218,7 @@ def answer_task(
     moment = now()
     with store.writing() as connection:
         held = _known(connection, id_, annotator)
-        if held.state == "answered" and _event(connection, id_, annotator)["sha256"] == sha256:
+        if held.state == "answered" and held.sha256 == sha256:
             return held.feedback
         _still_theirs(connection, held, annotator, moment)
         add_rows(connection, items)
@@ -241,8 +243,9 @@ def undo_task(store: FeedbackStore, id_: str, annotator: str, *, lease: timedelt
         held = _known(connection, id_, annotator)
         if held.state in ("answered", "skipped"):
             _has_room(connection, held.task, annotator, moment)  # nobody waits for who has skipped
-            if held.feedback:
-                exclusions.flag(connection, "feedback", held.feedback, out=True, reason=UNDONE, by=annotator)
+            said = select(feedback.c.id).where(feedback.c.id.in_(held.feedback))  # some may have been erased since
+            if there := list(connection.execute(said).scalars()):
+                exclusions.flag(connection, "feedback", there, out=True, reason=UNDONE, by=annotator)
             _note(connection, held, annotator, "undone", feedback=held.feedback)
             held = _again(held, since=moment)
         elif held.state == "shown":
@@ -422,12 +425,6 @@ def _known(connection: Connection, id_: str, annotator: str) -> Held:
     return held
 
 
-def _event(connection: Connection, id_: str, annotator: str) -> dict[str, Any]:
-    query = select(task_events.c.body).where(task_events.c.task_id == id_, task_events.c.annotator == annotator)
-    body: str = connection.execute(query.order_by(task_events.c.seq.desc()).limit(1)).scalar_one()
-    return _Body.model_validate_json(body).model_dump()
-
-
 def _still_theirs(connection: Connection, held: Held, annotator: str, moment: datetime) -> None:
     """`TaskTaken` unless the annotator may judge this task now."""
     if held.state in ("answered", "skipped"):
@@ -464,6 +461,7 @@ def _held(row: Row[Any]) -> Held:
         until=datetime.fromisoformat(row.until) if row.until else None,
         feedback=body.feedback,
         reason=body.reason,
+        sha256=body.sha256,
         cursor=row.seq,
     )
 

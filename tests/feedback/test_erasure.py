@@ -1,6 +1,7 @@
 """Erasure: the words are gone from the file, and it is said which snapshots had held them."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
@@ -52,6 +53,17 @@ def answer_one(store: FeedbackStore) -> None:
     else:
         said = make_feedback("t2", messages=held.task.messages, answers=held.task.answers, annotator="ann")
         tasks.answer_task(store, held.task.id, "ann", [said], said=1)
+
+
+def test_a_task_can_be_undone_after_some_of_what_was_said_of_it_was_erased(store: FeedbackStore) -> None:
+    tasks.add_tasks(store, [task("t1")])
+    held = shown(store, "ann")
+    said = [make_feedback("t1", annotator="ann"), comment(WORDS, "ann")]
+    tasks.answer_task(store, "t1", "ann", said, said=1)
+    store.erase(text=WORDS, reason="asked", by="kim")
+    again = tasks.undo_task(store, "t1", "ann", lease=timedelta(minutes=5))
+    assert (again.state, again.order) == ("shown", held.order)
+    assert store.excluded().feedback == {said[0].id}
 
 
 def test_an_annotator_is_forgotten_by_name(store: FeedbackStore) -> None:
