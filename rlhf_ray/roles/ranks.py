@@ -106,12 +106,6 @@ class Ranks:
         local = rows(offset[0], offset[0] + shape[0]).to(mesh.device_type, like.dtype)
         return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
-    def close(self) -> None:
-        """Ends it, once all ranks are here: one that left earlier would tear the others down."""
-        if self.mesh is not None:
-            dist.barrier(group=self.mesh.get_group())
-            dist.destroy_process_group()
-
 
 def join_ranks(index: int, count: int, meeting_point: str | None, *, deadline_s: float) -> Ranks:
     """Returns once all ranks have come to `meeting_point`, the first one's `host:port`; raises after the deadline."""

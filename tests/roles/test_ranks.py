@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +99,25 @@ def refuse_to_load_whole(*_: Any, **__: Any) -> Any:
     raise AssertionError("a rank holds the whole of a network")
 
 
-def descent(index: int, count: int, port: int, base: Path, settings: list[str], tokens: int, out: Path) -> None:
+def on_ranks(count: int, work: Callable[..., None], *args: Any) -> None:
+    """Runs `work(ranks, *args)` in `count` processes."""
+    multiprocessing.spawn(be_a_rank, (count, free_port(), work, *args), nprocs=count)
+
+
+def be_a_rank(index: int, count: int, port: int, work: Callable[..., None], *args: Any) -> None:
     torch.set_num_threads(1)
-    ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
+    work(join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60), *args)
+    dist.barrier()  # one that left earlier would tear the others down
+    # At once, as Ray ends an actor: while Python takes itself apart, a thread of gloo's that lets go of its last tensor
+    # asks for the interpreter and is ended inside C++, which aborts the process.
+    os._exit(0)
+
+
+def descent(ranks: Ranks, base: Path, settings: list[str], tokens: int, out: Path) -> None:
     loading.load_policy = loading.new_critic = refuse_to_load_whole
     found = learn_by_descent(make_learner(base, ranks, *settings, tokens=tokens))
     if ranks.first:
         keep(out, "found", *found)
-    ranks.close()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +130,7 @@ def test_an_update_on_many_ranks_is_that_of_one(
     alone = make_learner(base, Ranks(), *ALGORITHMS[algorithm])
     before = weights_of(alone)
     told, wanted = learn_by_descent(alone)
-    multiprocessing.spawn(descent, (count, free_port(), base, ALGORITHMS[algorithm], tokens, tmp_path), nprocs=count)
+    on_ranks(count, descent, base, ALGORITHMS[algorithm], tokens, tmp_path)
     figures, weights = kept(tmp_path, "found")
     assert figures == pytest.approx(told, rel=1e-6, abs=1e-6)
     assert distance(weights, wanted) < 1e-5 * distance(wanted, before)
@@ -128,16 +141,14 @@ def test_in_bfloat16_ranks_keep_their_weights_in_float32_and_learn_about_the_sam
     alone = make_learner(base, Ranks())
     before = weights_of(alone)
     told, wanted = learn_by_descent(alone)  # in float32
-    multiprocessing.spawn(descent, (2, free_port(), base, settings, 4096, tmp_path), nprocs=2)
+    on_ranks(2, descent, base, settings, 4096, tmp_path)
     figures, weights = kept(tmp_path, "found")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert figures["loss/value_avg"] == pytest.approx(told["loss/value_avg"], rel=0.02)
     assert distance(weights, wanted) < 0.1 * distance(wanted, before)
 
 
-def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    ranks = join_ranks(index, count, f"127.0.0.1:{port}", deadline_s=60)
+def learn_save_and_go_on(ranks: Ranks, base: Path, out: Path) -> None:
     learner = make_learner(base, ranks)
     if (found := newest_valid(out / "checkpoints")) is not None:
         learner.load(found)
@@ -153,13 +164,12 @@ def learn_save_and_go_on(index: int, count: int, port: int, base: Path, out: Pat
     told = learner.update(learner.prepare(scored()))
     weights = weights_of(learner)
     if ranks.first:
-        keep(out, f"after-{count}", told, weights)
-    ranks.close()
+        keep(out, f"after-{ranks.count}", told, weights)
 
 
 def test_any_number_of_ranks_goes_on_from_anothers_checkpoint(base: Path, tmp_path: Path) -> None:
     for count in (2, 4):
-        multiprocessing.spawn(learn_save_and_go_on, (count, free_port(), base, tmp_path), nprocs=count)
+        on_ranks(count, learn_save_and_go_on, base, tmp_path)
     alone = make_learner(base, Ranks())
     checkpoint = newest_valid(tmp_path / "checkpoints")
     assert checkpoint is not None
