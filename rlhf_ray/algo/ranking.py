@@ -1,46 +1,15 @@
-"""Learning from choices, and the figures that say how well it went."""
+"""The figures that say how well choices were predicted."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 Numbers = Tensor | Sequence[float]
 
-_Z95 = 1.959963984540054
-"""Normal quantile of 0.975."""
 _Z90 = 1.6448536269514722
 """Normal quantile of 0.95."""
-
-
-def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The ranking loss, a scalar in nats: how surprised the scores are by the choices.
-
-    L = -mean log sigmoid(r_chosen - r_rejected): the Bradley-Terry likelihood (Bradley and Terry 1952) as in
-    Ouyang et al. 2022 (arXiv:2203.02155), equation 1. Scores that say nothing give log 2.
-
-    chosen, rejected: (N) scores of the two answers of each pair.
-    """
-    assert chosen.shape == rejected.shape, (chosen.shape, rejected.shape)
-    return -functional.logsigmoid(chosen - rejected).mean()
-
-
-def accuracy_with_ci(correct: int, n: int) -> tuple[float, float, float]:
-    """The share of correct ones among n, and the lower and upper end of its 95% interval.
-
-    Wilson 1927's score interval: (p + z^2 / 2n +- z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96.
-    It stays within [0, 1] and holds for few trials, where p +- 1.96 sigma does not.
-    """
-    assert n > 0, "no trial, no share"
-    assert 0 <= correct <= n, (correct, n)
-    p, z2 = correct / n, _Z95**2
-    centre = p + z2 / (2 * n)
-    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
-    return p, min(max(low, 0.0), p), max(min(high, 1.0), p)
 
 
 def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:

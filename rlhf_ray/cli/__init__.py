@@ -3,17 +3,13 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from rlhf_ray import __version__
-from rlhf_ray.cli import cluster, feedback, service
-from rlhf_ray.cli.options import ConfigFile, Overrides, Run, load, print_json
-
-if TYPE_CHECKING:
-    from rlhf_ray.config import Config
-    from rlhf_ray.training.stages import Stage
+from rlhf_ray.cli import cluster, feedback, reward, service
+from rlhf_ray.cli.options import ConfigFile, Overrides, Run, load, print_json, run_until
 
 app = typer.Typer(
     name="rlhf",
@@ -32,6 +28,7 @@ app.add_typer(service.app)
 app.add_typer(cluster.app)
 app.add_typer(config_app, name="config")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(reward.app, name="reward")
 
 
 @app.command()
@@ -40,7 +37,7 @@ def demo(
     serve: Annotated[bool, typer.Option(help="Serve the result for a moment, ask it once and rate its answer.")] = True,
 ) -> None:
     """The whole loop on an invented world in minutes: base policy, feedback, reward model, PPO, report; then served."""
-    run = _run(load(None, ["run.id=demo", *(overrides or [])]), "ppo")
+    run = run_until(load(None, ["run.id=demo", *(overrides or [])]), "ppo")
     if serve:
         from rlhf_ray.serving.visit import visit
 
@@ -51,25 +48,19 @@ def demo(
 @app.command()
 def run(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """All stages: base policy, feedback, reward model, PPO, evaluation, report. Resumes where it stopped."""
-    _run(load(config, overrides), "ppo")
+    run_until(load(config, overrides), "ppo")
 
 
 @app.command()
 def sft(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """The base policy alone: trained on text, then on demonstrations."""
-    _run(load(config, overrides), "base_policy")
-
-
-@app.command()
-def reward(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Up to the reward model: base policy, feedback, and a model of what people prefer."""
-    _run(load(config, overrides), "reward_model")
+    run_until(load(config, overrides), "base_policy")
 
 
 @app.command()
 def ppo(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """PPO from a base policy and a reward model: this run's, those of `run.from`, or given folders."""
-    _run(load(config, overrides), "ppo")
+    run_until(load(config, overrides), "ppo")
 
 
 @app.command(name="eval")
@@ -217,14 +208,3 @@ def main() -> None:
     except RunFailed as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-def _run(config: "Config", until: "Stage") -> Path:
-    if config.resources.address is not None:
-        from rlhf_ray.plan import require_room
-
-        typer.echo(require_room(config))
-    typer.echo("loading torch and transformers")  # seconds in which nothing else would be seen
-    from rlhf_ray.training.stages import run_stages
-
-    return run_stages(config, until=until, say=lambda line: typer.echo(line))

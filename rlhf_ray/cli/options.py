@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from rlhf_ray.config import Config
+    from rlhf_ray.training.stages import Stage
 
 ConfigFile = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
@@ -21,6 +22,18 @@ def load(config: Path | None, overrides: list[str] | None) -> "Config":
     from rlhf_ray.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def run_until(config: "Config", until: "Stage") -> Path:
+    """Runs the stages up to one of them, and returns the run's folder."""
+    if config.resources.address is not None:
+        from rlhf_ray.plan import require_room
+
+        typer.echo(require_room(config))
+    typer.echo("loading torch and transformers")  # seconds in which nothing else would be seen
+    from rlhf_ray.training.stages import run_stages
+
+    return run_stages(config, until=until, say=lambda line: typer.echo(line))
 
 
 def print_json(content: Any) -> None:

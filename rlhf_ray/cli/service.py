@@ -148,6 +148,9 @@ def policies_promote(
     registry: RegistryFolder = REGISTRY,
     kind: Kind = ModelKind.POLICY,
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even a reward model that is not surely better than no model.")
+    ] = False,
 ) -> None:
     """Make a version the one that is served. Its files are verified first."""
     from rlhf_ray.errors import InputError
@@ -163,7 +166,7 @@ def policies_promote(
         if kind.value not in published:
             raise InputError(f"{which} has no {kind.value.replace('_', ' ')}")
         number = published[kind.value].number
-    opened.promote(kind.value, number, by=whoami(), reason=reason)
+    opened.promote(kind.value, number, by=whoami(), reason=reason, force=force)
     typer.echo(f"{kind.value.replace('_', ' ')} {number} is promoted")
 
 

@@ -6,6 +6,7 @@ Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
 
 from rlhf_ray.config.fits import DirectConfig, FitConfig
 from rlhf_ray.config.ppo import Advantage, PolicyLoss, PPOConfig, RolloutConfig
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.section import Count, Positive, Section, apply_overrides, known_keys, parse_section
 from rlhf_ray.config.tree import (
     AnnotatorConfig,
@@ -14,7 +15,6 @@ from rlhf_ray.config.tree import (
     LoRAConfig,
     ModelConfig,
     ResourcesConfig,
-    RewardModelConfig,
     dump_config,
     load_config,
 )

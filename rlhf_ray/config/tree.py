@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from rlhf_ray.config.fits import DirectConfig, PretrainConfig, RewardFitConfig, SFTConfig
+from rlhf_ray.config.fits import DirectConfig, PretrainConfig, SFTConfig
 from rlhf_ray.config.ppo import EvaluateConfig, PPOConfig, RolloutConfig
 from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.section import Count, Name, Positive, Probability, Section, apply_overrides, parse_section
 from rlhf_ray.errors import ConfigError
@@ -104,29 +105,6 @@ class FeedbackConfig(Section):
     answers: Annotated[int, Field(ge=2, le=16)] = 6
     """Answers sampled and ranked a prompt."""
     annotators: AnnotatorConfig = AnnotatorConfig()
-
-
-class RewardModelConfig(Section):
-    """How a model of what people prefer is learnt from a snapshot of feedback."""
-
-    path: Path | None = None
-    """A reward model to use as it is: any sequence classifier with one label."""
-    feedback: Literal["pairs", "ratings"] = "pairs"
-    """Learn from rankings, pair by pair (ranking loss), or from ratings (MSE)."""
-    backbone: Literal["decoder", "encoder"] = "decoder"
-    """`decoder`: starts as the base policy's body; `encoder`: a small BERT with its own tokenizer."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts whose feedback only measures."""
-    cross_validation: Annotated[int, Field(ge=0)] = 0
-    """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
-    judge: bool = False
-    """Learn from one half of the annotators, and a second model from the other half: that one only measures
-    (`evaluate.every`)."""
-    limit: Count | None = None
-    """A control: learn from so many comparisons or ratings only. What PPO then finds is what they left open."""
-    shuffle_labels: bool = False
-    """A control: learn from labels that say nothing. What PPO then gains is luck."""
-    fit: RewardFitConfig = RewardFitConfig()
 
 
 class CheckpointConfig(Section):

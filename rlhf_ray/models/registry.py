@@ -25,7 +25,7 @@ from rlhf_ray.sqlite import Database, append_only
 Kind = Literal["policy", "reward_model"]
 State = Literal["promoted", "failed"]
 FOLDERS: dict[Kind, str] = {"policy": "policies", "reward_model": "reward_models"}
-COPIED = {".safetensors", ".json", ".txt", ".jinja"}
+COPIED = {".safetensors", ".json", ".txt", ".jinja", ".md"}
 """Suffixes of what a version holds: weights and text, nothing that could run."""
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
@@ -66,8 +66,20 @@ class Version:
     sha256: str
     """Over the names and sha256 of its files: two versions of one kind never share it."""
     lineage: dict[str, Any]
-    """Where it comes from: run, step, config, feedback snapshot, reward model, evaluation."""
+    """Where it comes from: run, step, config, feedback snapshot, reward model, gate, evaluation."""
     created_at: datetime
+
+    @property
+    def not_good_enough(self) -> str:
+        """Why a reward model should not be trusted, in words: its run's gate let it not pass. Empty where it may."""
+        gate = self.lineage.get("gate") if self.kind == "reward_model" else None
+        if not gate or gate["passed"]:
+            return ""
+        low, high = gate["better_by_ci95"]
+        return (
+            f"it is not surely better than no model: on held-out choices {gate['better_by']:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}] beside '{gate['baseline']}', which is right in {gate['baseline_accuracy']:.3f}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +166,18 @@ class Registry:
         """`ModelError` where a file of a version is not, byte for byte, what was published, or is one more."""
         verify(version)
 
-    def promote(self, kind: Kind, number: int, *, by: str, reason: str = "") -> None:
-        """Makes a version the one that is wanted; its files are verified first."""
-        self.verify(self.version(kind, number))
+    def promote(self, kind: Kind, number: int, *, by: str, reason: str = "", force: bool = False) -> None:
+        """Makes a version the one that is wanted; its files are verified first.
+
+        `InputError` for a reward model that is not surely better than no model (`gate`), unless forced.
+        """
+        version = self.version(kind, number)
+        if not force and (why := version.not_good_enough):
+            raise InputError(
+                f"{_word(kind)} {number} is not promoted: {why}; give it more feedback, or promote it all the same "
+                f"with `rlhf policies promote {number} --kind {kind} --force`"
+            )
+        self.verify(version)
         with self._database.writing() as connection:
             _append(connection, kind=kind, number=number, by=by, reason=reason, state="promoted", of=None)
 
@@ -166,7 +187,7 @@ class Registry:
         earlier = [row.number for row in standing if row.number != standing[-1].number]
         if not earlier:
             raise InputError(f"no {_word(kind)} was promoted before the one that is: there is nothing to go back to")
-        self.promote(kind, earlier[-1], by=by, reason=f"rollback of {standing[-1].number}")
+        self.promote(kind, earlier[-1], by=by, reason=f"rollback of {standing[-1].number}", force=True)
         return self.version(kind, earlier[-1])
 
     def fail(self, kind: Kind, number: int, *, reason: str, by: str = "service") -> None:

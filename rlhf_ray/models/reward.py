@@ -1,11 +1,13 @@
 """The reward model: a sequence classifier with one label that reads text with its own tokenizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tokenizers import normalizers, processors
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -19,6 +21,7 @@ from transformers import (
 
 from rlhf_ray.algo.batching import by_length, pad
 from rlhf_ray.errors import ModelError
+from rlhf_ray.models.critic import HEADS
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, save_folder
 from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
@@ -47,14 +50,62 @@ class RewardModel:
 
     def score_texts(self, texts: Sequence[str]) -> list[float]:
         """The reward of texts that hold prompt and answer already, rendered as the model's own template does it."""
-        encoded = self._encode(texts)
-        scores = torch.zeros(len(encoded))
+        numbers: list[float] = self._read(self._encode(texts))[:, 0].tolist()
+        return numbers
+
+    def features(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(B, H) what the head reads of token id lists, without gradients."""
+        with self._headless():
+            return self._read(encoded)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, which turns what the body has read into numbers."""
+        return self._head()[1]
+
+    def fold_heads(self, weights: Sequence[float]) -> None:
+        """Makes the head's outputs one: their sum by weight."""
+        name, old = self._head()
+        by = torch.tensor(weights, dtype=old.weight.dtype, device=old.weight.device)
+        assert len(by) == old.out_features, (len(by), old.out_features)
+        one = nn.Linear(old.in_features, 1, bias=old.bias is not None, dtype=by.dtype, device=by.device)
+        with torch.no_grad():
+            one.weight.copy_(by[None] @ old.weight)
+            if old.bias is not None:
+                one.bias.copy_(by @ old.bias)
+        self.model.set_submodule(name, one)
+        self.model.config.num_labels = 1
+        self.model.num_labels = 1
+
+    def _read(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(B, outputs) on the CPU; like lengths share a forward pass, so nothing depends on its neighbours."""
+        found: torch.Tensor | None = None
         self.model.eval()
         with torch.inference_mode():
             for rows in by_length([len(ids) for ids in encoded], max_tokens=BATCH_TOKENS):
-                scores[rows] = self.forward([encoded[row] for row in rows]).cpu()
-        numbers: list[float] = scores.tolist()
-        return numbers
+                logits = self._logits([encoded[row] for row in rows]).float().cpu()
+                found = torch.zeros(len(encoded), logits.shape[1]) if found is None else found
+                found[rows] = logits
+        return torch.zeros(0, 1) if found is None else found
+
+    def _head(self) -> tuple[str, nn.Linear]:
+        outputs = self.model.config.num_labels
+        layers = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == outputs and name.split(".")[0] in HEADS
+        ]
+        assert len(layers) == 1, f"{len(layers)} layers with {outputs} outputs"
+        return layers[0]
+
+    @contextmanager
+    def _headless(self) -> Iterator[None]:
+        name, head = self._head()
+        self.model.set_submodule(name, nn.Identity())
+        try:
+            yield
+        finally:
+            self.model.set_submodule(name, head)
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """The token ids that the model reads, cut at the front where they are longer than it can read."""
@@ -76,9 +127,12 @@ class RewardModel:
 
     def forward(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
         """Scores (B) of token id lists, with gradients where they are on."""
+        return self._logits(encoded)[:, 0]
+
+    def _logits(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
         batch = {name: tensor.to(self.model.device) for name, tensor in self.collate(encoded).items()}
         logits: torch.Tensor = self.model(**batch).logits
-        return logits[:, 0]
+        return logits
 
     def collate(self, encoded: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, each (B, longest), padded on the right."""
@@ -102,7 +156,7 @@ def load_reward_model(path: Path) -> RewardModel:
                 f"reward model {path} has {config.num_labels} labels ({labels}); a reward is one number: "
                 "use a sequence classifier with num_labels=1"
             )
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        tokenizer = load_any_tokenizer(path)
     model: PreTrainedModel = load_weights(AutoModelForSequenceClassification, path, "reward model")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -111,27 +165,42 @@ def load_reward_model(path: Path) -> RewardModel:
 
 
 def new_reward_model(
-    base: Path, backbone: Literal["decoder", "encoder"], *, texts: Iterable[str] = (), seed: int = 0
+    base: Path,
+    backbone: Literal["decoder", "encoder"],
+    *,
+    body: Path | None = None,
+    heads: int = 1,
+    texts: Iterable[str] = (),
+    seed: int = 0,
 ) -> RewardModel:
     """An untrained reward model; the same seed gives the same weights.
 
     `decoder`: the body and tokenizer of the base policy with a new head. `encoder`: a new BERT of the base policy's
-    size, with a tokenizer learned from `texts`.
+    size, with a tokenizer learned from `texts`. `body`: a pretrained model's folder to take body and tokenizer from
+    instead. `heads`: numbers that it says of a text, until `fold_heads` makes them one.
     """
-    read_folder(base, "base policy")
-    policy_tokenizer = load_tokenizer(base)
-    with torch.random.fork_rng(devices=[]), explained(base, "base policy"), quiet_transformers():
+    of = "base policy" if body is None else "reward model's body"
+    read_folder(body or base, of)
+    with torch.random.fork_rng(devices=[]), explained(body or base, of), quiet_transformers():
         torch.manual_seed(seed)
-        if backbone == "decoder":
+        if body is not None or backbone == "decoder":
             model = AutoModelForSequenceClassification.from_pretrained(
-                str(base), num_labels=1, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                str(body or base), num_labels=heads, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
-            return RewardModel(model, policy_tokenizer)
+            return RewardModel(model, load_tokenizer(base) if body is None else load_any_tokenizer(body))
         config = AutoConfig.from_pretrained(str(base), local_files_only=True)
-        tokenizer = _encoder_tokenizer(
-            texts, vocabulary=config.vocab_size, context=2 * policy_tokenizer.model_max_length
+        context = 2 * load_tokenizer(base).model_max_length
+        tokenizer = _encoder_tokenizer(texts, vocabulary=config.vocab_size, context=context)
+        return RewardModel(_new_bert(config, tokenizer, heads), tokenizer)
+
+
+def load_any_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer as it is: unlike a policy's it needs neither an end token nor a chat template."""
+    with explained(path, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
         )
-        return RewardModel(_new_bert(config, tokenizer), tokenizer)
+    return tokenizer
 
 
 def render(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> str:
@@ -146,7 +215,7 @@ def render(tokenizer: PreTrainedTokenizerBase, exchange: Exchange) -> str:
     return text
 
 
-def _new_bert(base: Any, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceClassification:
+def _new_bert(base: Any, tokenizer: PreTrainedTokenizerBase, heads: int) -> BertForSequenceClassification:
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -156,7 +225,7 @@ def _new_bert(base: Any, tokenizer: PreTrainedTokenizerBase) -> BertForSequenceC
             intermediate_size=base.intermediate_size,
             max_position_embeddings=tokenizer.model_max_length,
             pad_token_id=tokenizer.pad_token_id,
-            num_labels=1,
+            num_labels=heads,
         )
     )
 

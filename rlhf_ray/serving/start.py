@@ -44,9 +44,9 @@ def publish_run(run: Path, registry: Registry, *, by: str) -> dict[Kind, Version
 
 
 def promote_first(registry: Registry, published: dict[Kind, Version], *, by: str) -> None:
-    """Promotes what was published where nothing of its kind is promoted."""
+    """Promotes what was published where nothing of its kind is promoted, and it is good enough."""
     for kind, version in published.items():
-        if registry.promoted(kind) is None:
+        if registry.promoted(kind) is None and not version.not_good_enough:
             registry.promote(kind, version.number, by=by, reason="the first of its kind")
 
 
@@ -61,16 +61,18 @@ def prepare(run: Path | None, config: ServiceConfig, *, say: Say) -> None:
         promote_first(registry, published, by=whoami())
         for kind, version in published.items():
             promoted = registry.promoted(kind)
-            assert promoted is not None
-            state = "served" if promoted.number == version.number else f"published; {promoted.number} is served"
+            if promoted is None:
+                state = f"published and not promoted, for {version.not_good_enough}"
+            else:
+                state = "served" if promoted.number == version.number else f"published; {promoted.number} is served"
             if kind not in {PART_KINDS[part] for part in config.parts if part in PART_KINDS}:
                 state = "published"
             say(f"{kind.replace('_', ' ')} {version.number}: {state}")
     for part, kind in PART_KINDS.items():
         if part in config.parts and registry.promoted(kind) is None:
             raise InputError(
-                f"no {kind.replace('_', ' ')} is promoted in {config.registry}: `rlhf policies promote` one, "
-                f"give a run that has one, or leave {part} out of parts"
+                f"no {kind.replace('_', ' ')} is promoted in {config.registry}: `rlhf policies promote` one "
+                f"(with --force where it is not good enough), give a run that has one, or leave {part} out of parts"
             )
     if "policy" in config.parts and config.policy.gpus == 0:
         served = registry.promoted("policy")

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
-from rlhf_ray.data.preferences import split_by_group
+from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.models.policy import (
     encode_exchange,

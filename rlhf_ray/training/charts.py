@@ -49,7 +49,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Row:
-    """A named figure, not below 0, as a bar of `bar_rows`."""
+    """A named figure as a bar of `bar_rows`; what is below 0 has another colour."""
 
     label: str
     value: float
@@ -201,19 +201,19 @@ def bar_rows(rows: Sequence[Row], *, label: str) -> Markup | None:
     if not rows:
         return None
     height = 8 + ROW * len(rows)
-    longest = max(row.value for row in rows) or 1.0
+    longest = max(abs(row.value) for row in rows) or 1.0
     room = WIDTH - ROW_NAMES - ROW_FIGURES
     parts = []
     for number, row in enumerate(rows):
         top = 4 + ROW * number
         name = row.label if len(row.label) <= MOST_NAME else f"{row.label[: MOST_NAME - 1]}…"
-        width = max(0.5, round(room * row.value / longest, 1))
+        width = max(0.5, round(room * abs(row.value) / longest, 1))
         parts.append(element("text", name, cls="name end", x=ROW_NAMES - 6, y=top + 14))
         parts.append(
             element(
                 "rect",
                 _title(f"{row.label}: {short(row.value)}"),
-                cls="fill0",
+                cls="fill0" if row.value >= 0 else "fill1",
                 x=ROW_NAMES,
                 y=top + 3,
                 width=width,

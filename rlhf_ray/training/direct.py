@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_ray.algo.direct import dpo_loss, ipo_loss, kto_loss
 from rlhf_ray.algo.logprobs import token_logprobs
 from rlhf_ray.config import Config, DirectConfig
-from rlhf_ray.data.preferences import comparisons, rated, split_by_group
+from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.schema import Feedback
+from rlhf_ray.feedback.schema import Feedback, Scale
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.policy import encode_exchange, load_policy, load_tokenizer, save_policy
 from rlhf_ray.training.fit import Batch, fit
@@ -150,13 +150,15 @@ def make_direct_policy(
 def choices(feedback: Sequence[Feedback], tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Choice]:
     """Pairs that people told apart, `direct.pairs` a prompt at most, drawn by the seed; `DataError` where none is."""
     found = []
-    ordered = sorted(comparisons(feedback), key=lambda pair: pair.prompt.id)
-    for prompt_id, group in groupby(ordered, key=lambda pair: pair.prompt.id):
+    preferred = ((item.prompt, answers) for item in feedback for answers in item.preferences)
+    for prompt_id, group in groupby(sorted(preferred, key=lambda one: one[0].id), key=lambda one: one[0].id):
         pairs = list(group)
-        for pair in random.Random(f"{config.seed}/{prompt_id}").sample(pairs, min(config.direct.pairs, len(pairs))):
-            better, worse = (_encoded(tokenizer, pair.prompt, text, config) for text in (pair.better, pair.worse))
+        for prompt, answers in random.Random(f"{config.seed}/{prompt_id}").sample(
+            pairs, min(config.direct.pairs, len(pairs))
+        ):
+            better, worse = (_encoded(tokenizer, prompt, answer.text, config) for answer in answers)
             if better and worse:
-                found.append(Choice(pair.prompt.group, better, worse))
+                found.append(Choice(prompt.group, better, worse))
     if not found:
         raise DataError(
             f"the feedback holds no choice between two answers for method={config.method}; kto takes ratings"
@@ -171,12 +173,14 @@ def verdicts(feedback: Sequence[Feedback], tokenizer: PreTrainedTokenizerBase, c
     pairs a prompt as `choices` takes.
     """
     found: list[Verdict] = []
-    thumbs = [(item, item.rating > 0) for item in rated(feedback, scale="thumb")]
-    stars = [(item, item.rating >= config.direct.good_from) for item in rated(feedback, scale="stars")]
-    for item, good in (*thumbs, *stars):
-        response = _encoded(tokenizer, item.prompt, item.response, config)
-        if response:
-            found.append(Verdict(item.prompt.group, response, good))
+    enough: dict[Scale, float] = {"thumb": 1.0, "stars": config.direct.good_from}
+    for scale, least in enough.items():
+        for item in feedback:
+            if item.rating is None or item.rating.scale != scale or item.rating.aspect != "overall":
+                continue
+            response = _encoded(tokenizer, item.prompt, item.answers[0].text, config)
+            if response:
+                found.append(Verdict(item.group, response, item.rating.value >= least))
     if not found:
         pairs = choices(feedback, tokenizer, config)
         found = [Verdict(pair.group, *said) for pair in pairs for said in ((pair.better, True), (pair.worse, False))]

@@ -54,10 +54,10 @@ class Objective(Protocol[Learned]):
     def collate(self, items: Sequence[Learned]) -> Batch:
         """The tensors of a batch."""
 
-    def terms(self, batch: Batch) -> int:
-        """Tokens, pairs or answers whose losses `loss` sums."""
+    def terms(self, batch: Batch) -> float:
+        """Tokens or judgements whose losses `loss` sums, by what they weigh."""
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def loss(self, model: Any, batch: Batch) -> Tensor:
         """The loss summed over a batch, a scalar."""
 
 
@@ -152,14 +152,14 @@ def fit(
 
 @torch.inference_mode()
 def mean_loss(model: PreTrainedModel, objective: Objective[Item], items: Sequence[Item]) -> float:
-    """The loss a term (token, pair) over all items, whatever the batches."""
+    """The loss a term (token, judgement) over all items, whatever the batches."""
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     for rows in by_length([objective.length(item) for item in items], max_tokens=VALIDATION_TOKENS):
         batch = objective.collate([items[row] for row in rows])
         loss = objective.loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         total, count = total + loss.item(), count + objective.terms(batch)
-    return total / max(count, 1)
+    return total / (count or 1)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -172,9 +172,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True  # by the terms of the whole step, so that accumulation never changes the gradient
 
     def compute_loss(
-        self, model: PreTrainedModel, inputs: Batch, *_: Any, num_items_in_batch: int | None = None, **__: Any
+        self, model: PreTrainedModel, inputs: Batch, *_: Any, num_items_in_batch: float | None = None, **__: Any
     ) -> Tensor:
-        loss: Tensor = self.objective.loss(model, inputs) / max(num_items_in_batch or 0, 1)
+        loss: Tensor = self.objective.loss(model, inputs) / (num_items_in_batch or 1)
         self.looks.since_last.append(loss.detach())
         return loss
 
@@ -187,8 +187,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
-        return sum(self.objective.terms(batch) for batch in batch_samples)
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> float:
+        return math.fsum(self.objective.terms(batch) for batch in batch_samples)
 
     def _get_train_sampler(self, train_dataset: Sized | None = None) -> LengthGrouped:
         lengths = [self.objective.length(item) for item in self.train_dataset]

@@ -29,5 +29,6 @@ def lineage_of(run: Path, *, reward_model_version: int | None = None) -> dict[st
         "config_sha256": hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
         "snapshot": folder.read_json("feedback.json"),
         "reward_model_version": reward_model_version,
+        "gate": (folder.read_json("reward_model.json") or {}).get("gate"),
         "evaluation": {name: summary.get(name) for name in EVALUATION} if summary else None,
     }

@@ -14,6 +14,8 @@ PHASES = ("rollout", "score", "prepare", "learn", "sync")
 
 WAIT = "wait"
 """In a profile's lanes."""
+MOST_EXPLAINED = 12
+"""Annotators in a chart."""
 Rows = list[dict[str, Any]]
 
 
@@ -162,12 +164,32 @@ def reward_model_panels(metrics: Mapping[str, Any], summary: Mapping[str, Any]) 
     return [panel for panel in panels if panel]
 
 
+def explained_panels(explained: Mapping[str, Any]) -> list[Panel]:
+    """Whose feedback the reward model owes what it knows, and of which kind."""
+    titles = {"by_kind": "What each kind of feedback is worth", "by_annotator": "What each annotator's is worth"}
+    panels = []
+    for key, title in titles.items():
+        rows = [
+            charts.Row(str(row.get("name")), helps)
+            for row in items(explained.get(key))
+            if isinstance(row, dict) and (helps := figure(row, "helps")) is not None
+        ]
+        shown = sorted(rows, key=lambda row: -abs(row.value))[:MOST_EXPLAINED]
+        chart = charts.bar_rows(shown, label=title)
+        if chart:
+            left_out = len(rows) - len(shown)
+            panels.append(Panel(title, chart, f"{left_out} more" if left_out else ""))
+    return panels
+
+
 def _accuracies(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Interval]:
     folds = figure(metrics, "cross_validation", "folds")
     across = f"{short(folds)} folds"
     ordering = mapping(summary.get("ordering"))
+    kinds = [(f"on people's {kind}", ("by_kind", kind, "accuracy")) for kind in mapping(metrics.get("by_kind"))]
     places: list[tuple[str, tuple[str, ...]]] = [
         ("this reward model", ("accuracy",)),
+        *kinds,
         ("the base policy's answers, by gold", ("before", "accuracy")),
         ("the trained policy's answers, by gold", ("after", "accuracy")),
         ("longer answer wins", ("baselines", "longer")),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config import Config
-from rlhf_ray.data.preferences import split_by_group
+from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.feedback.transfer import Found, read_feedback
 from rlhf_ray.models.policy import encode_prompt

@@ -23,6 +23,7 @@ from rlhf_ray.training.panels import (
     Rows,
     base_panels,
     curve_panels,
+    explained_panels,
     items,
     mapping,
     profile_panel,
@@ -50,6 +51,7 @@ class RunFiles:
     reward_model: dict[str, Any] = field(default_factory=dict)
     samples: list[Any] = field(default_factory=list)
     profile: dict[str, Any] = field(default_factory=dict)
+    explained: dict[str, Any] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
 
@@ -86,6 +88,7 @@ def read_run(folder: Path) -> RunFiles:
             ("reward_model", dict),
             ("samples", list),
             ("profile", dict),
+            ("explained", dict),
         )
     }
     return RunFiles(
@@ -120,6 +123,8 @@ def render(run: RunFiles) -> str:
         base=base_panels(run.base),
         reward_model=reward_model_panels(run.reward_model, run.summary),
         reward_model_facts=_reward_model_facts(run.reward_model),
+        explained=explained_panels(run.explained),
+        mistakes=[_mistake(item) for item in items(run.explained.get("mistakes")) if isinstance(item, dict)],
         samples=[_sample(item) for item in run.samples[:SAMPLES_SHOWN] if isinstance(item, dict)],
         more_samples=max(0, len(run.samples) - SAMPLES_SHOWN),
         profile=profile_panel(run.profile),
@@ -206,14 +211,34 @@ def _hand_over(rows: Rows) -> str:
 
 
 def _reward_model_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = {"n_train": "pairs to learn from", "n_held_out": "pairs held out", "margin": "mean margin"}
-    return [(name, short(value)) for key, name in names.items() if (value := figure(metrics, key)) is not None]
+    learnt = {f"{kind} to learn from": n for kind, n in mapping(metrics.get("learnt_from")).items()}
+    names = {"n_held_out": "choices held out", "margin": "mean margin", "temperature": "temperature"}
+    told = {**learnt, **{name: metrics.get(key) for key, name in names.items()}}
+    told["rank correlation with length"] = mapping(metrics.get("length")).get("correlation")
+    facts = [(name, short(value)) for name in told if (value := figure(told, name)) is not None]
+    gate = mapping(metrics.get("gate"))
+    if (better := figure(gate, "better_by")) is not None:
+        surely = "surely better" if gate.get("passed") else "not surely better"
+        facts.append(("beside no model", f"{surely} than {gate.get('baseline')} ({better:+.3f})"))
+    return facts
+
+
+def _mistake(item: Mapping[str, Any]) -> dict[str, Any]:
+    gold = items(item.get("gold")) or [None, None]
+    chance = figure(item, "probability")
+    return {
+        **_turns(item),
+        "chance": "" if chance is None else f"{chance:.3f}",
+        "answers": [
+            (side, shorten(item.get(side)), _two_decimals(float(known) if isinstance(known, int | float) else None))
+            for side, known in zip(("preferred", "other"), gold, strict=False)
+        ],
+    }
 
 
 def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
-    turns = [turn for turn in items(item.get("prompt")) if isinstance(turn, dict)]
     return {
-        "turns": [(str(turn.get("role", "")), shorten(turn.get("content"))) for turn in turns],
+        **_turns(item),
         "answers": [
             (
                 side,
@@ -224,6 +249,11 @@ def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
             for side in ("before", "after")
         ],
     }
+
+
+def _turns(item: Mapping[str, Any]) -> dict[str, Any]:
+    turns = [turn for turn in items(item.get("prompt")) if isinstance(turn, dict)]
+    return {"turns": [(str(turn.get("role", "")), shorten(turn.get("content"))) for turn in turns]}
 
 
 def _stages(summary: Mapping[str, Any]) -> list[tuple[str, str, float]]:

@@ -34,7 +34,7 @@ from rlhf_ray.training.improve import improve
 from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
-from rlhf_ray.training.reward_stage import make_cross_validation, make_reward_model
+from rlhf_ray.training.reward.stage import make_cross_validation, make_reward_model
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
 from rlhf_ray.training.trainer import drop_checkpoints

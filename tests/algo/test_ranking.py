@@ -8,55 +8,15 @@ from hypothesis import strategies as st
 
 from rlhf_ray.algo.ranking import (
     ReliabilityBin,
-    accuracy_with_ci,
     bootstrap_mean_ci,
     confirmed_slope,
     distinct_n,
     expected_calibration_error,
-    pairwise_loss,
     reliability_bins,
 )
 
 quick = settings(deadline=None, max_examples=40)
 predictions = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30)
-
-
-@quick
-@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=9))
-def test_the_ranking_loss_equals_the_textbook_loop(pairs: list[tuple[float, float]]) -> None:
-    chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    wins = [math.exp(c) / (math.exp(c) + math.exp(r)) for c, r in pairs]
-    assert pairwise_loss(chosen, rejected).item() == pytest.approx(-sum(map(math.log, wins)) / len(wins))
-
-
-def test_the_ranking_loss_equals_numbers_worked_by_hand() -> None:
-    loss = pairwise_loss(torch.tensor([1.0, math.log(3)]), torch.tensor([1.0, 0.0]))  # chances 1/2 and 3/4
-    assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
-
-
-def test_the_ranking_loss_bears_scores_far_apart() -> None:
-    assert pairwise_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000.0
-    assert pairwise_loss(torch.tensor([500.0]), torch.tensor([-500.0])).item() == 0.0
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),
-    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
-)
-def test_accuracy_intervals_equal_published_wilson_limits(correct: int, n: int, low: float, high: float) -> None:
-    assert accuracy_with_ci(correct, n) == pytest.approx((correct / n, low, high), abs=1e-4)
-
-
-@quick
-@given(st.integers(1, 500), st.data())
-def test_wilson_limits_lie_where_the_score_test_just_rejects(n: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, n))
-    share, low, high = accuracy_with_ci(correct, n)
-    assert 0.0 <= low <= share <= high <= 1.0
-    for limit in (low, high):
-        if 0.0 < limit < 1.0:
-            z = (share - limit) / math.sqrt(limit * (1 - limit) / n)
-            assert abs(z) == pytest.approx(1.959964, abs=1e-4)
 
 
 @quick

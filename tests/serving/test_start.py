@@ -48,6 +48,27 @@ def test_the_first_of_its_kind_is_promoted_and_later_ones_wait_to_be(tmp_path: P
     assert len(registry.history("policy")) == 1
 
 
+def test_a_reward_model_that_is_no_better_than_none_is_promoted_by_force_alone(tmp_path: Path) -> None:
+    run, said = make_run(tmp_path, **SERVABLE), []
+    gate = {
+        "passed": False,
+        "baseline": "shorter",
+        "baseline_accuracy": 0.61,
+        "better_by": 0.01,
+        "better_by_ci95": [-0.02, 0.04],
+    }
+    (run / "reward_model.json").write_text(json.dumps({"gate": gate}))
+    with pytest.raises(InputError, match="--force"):
+        prepare(run, config(tmp_path), say=said.append)
+    assert said[0].startswith("reward model 1: published and not promoted, for it is not surely better than no model")
+    registry = Registry(tmp_path / "registry")
+    with pytest.raises(InputError, match=r"beside 'shorter', which is right in 0.610; .*--force"):
+        registry.promote("reward_model", 1, by="ann")
+    registry.promote("reward_model", 1, by="ann", force=True)
+    prepare(run, config(tmp_path), say=said.append)
+    assert said[-2] == "reward model 1: served"
+
+
 def test_a_model_whose_part_is_left_out_is_published_and_not_said_to_be_served(tmp_path: Path) -> None:
     said: list[str] = []
     prepare(make_run(tmp_path, **SERVABLE), config(tmp_path, parts={"policy"}), say=said.append)

@@ -1,51 +1,11 @@
 from collections import Counter
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.data.preferences import Comparison, Rated, comparisons, folds_by_group, rated, split_by_group
+from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
-from rlhf_ray.types import Message, Prompt
-
-PROMPT = Prompt("p", (Message("user", "Hi"),), "g")
-
-
-def make_feedback(*texts: str, **judgement: Any) -> Feedback:
-    answers = tuple(Answer(text=text, sampler="base-policy") for text in texts)
-    return Feedback(messages=PROMPT.messages, prompt_id="p", group="g", annotator="ann-1", answers=answers, **judgement)
-
-
-def test_a_ranking_gives_each_strict_preference_once() -> None:
-    ranking = make_feedback("a", "b", "c", ranking=Ranking(ranks=(2, 3, 1)))
-    assert set(comparisons([ranking])) == {
-        Comparison(PROMPT, "c", "a"),
-        Comparison(PROMPT, "c", "b"),
-        Comparison(PROMPT, "a", "b"),
-    }
-    assert len(comparisons([ranking, ranking])) == 6
-
-
-def test_ties_equal_texts_and_ratings_give_no_pair() -> None:
-    tied = make_feedback("a", "b", "c", ranking=Ranking(ranks=(1, 1, 3)))
-    same = make_feedback("a", "a", ranking=Ranking(ranks=(1, 2)))
-    rating = make_feedback("a", rating=Rating(value=2))
-    pairs = [(pair.better, pair.worse) for pair in comparisons([tied, same, rating])]
-    assert sorted(pairs) == [("a", "c"), ("b", "c")]
-
-
-def test_ratings_of_other_scales_and_aspects_are_not_mixed() -> None:
-    rows = [
-        make_feedback("a", rating=Rating(value=2)),
-        make_feedback("b", rating=Rating(value=1, scale="thumb")),
-        make_feedback("c", rating=Rating(value=5, aspect="tone")),
-        make_feedback("d", "e", ranking=Ranking(ranks=(1, 2))),
-    ]
-    assert rated(rows) == [Rated(PROMPT, "a", 2.0)]
-    assert rated(rows, scale="thumb") == [Rated(PROMPT, "b", 1.0)]
-    assert rated(rows, aspect="tone") == [Rated(PROMPT, "c", 5.0)]
 
 
 def first_letter(item: str) -> str:

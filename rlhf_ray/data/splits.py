@@ -1,47 +1,12 @@
-"""Feedback as a reward model reads it: pairs and ratings, split so that nothing held out was trained on."""
+"""Splits by group: nothing that is held out shares its group with anything that was trained on."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.schema import Feedback, Scale
-from rlhf_ray.types import Prompt
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Somebody preferred one answer to another."""
-
-    prompt: Prompt
-    better: str
-    worse: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rated:
-    """Somebody gave an answer a number."""
-
-    prompt: Prompt
-    response: str
-    rating: float
-
-
-def comparisons(feedback: Iterable[Feedback]) -> list[Comparison]:
-    """Every strict preference in every ranking."""
-    return [Comparison(item.prompt, better.text, worse.text) for item in feedback for better, worse in item.preferences]
-
-
-def rated(feedback: Iterable[Feedback], *, scale: Scale = "stars", aspect: str = "overall") -> list[Rated]:
-    """The ratings on one scale and in one aspect; others do not mix with them."""
-    return [
-        Rated(item.prompt, item.answers[0].text, item.rating.value)
-        for item in feedback
-        if item.rating and item.rating.scale == scale and item.rating.aspect == aspect
-    ]
 
 
 def split_by_group(

@@ -2,10 +2,10 @@
 
 import pytest
 
-from rlhf_ray.data.preferences import Comparison, Rated
+from rlhf_ray.data.judgements import Comparison, Ordered, Rated
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Answer, Feedback, Rating
-from rlhf_ray.training.reward_stage import halves, truly_ordered
+from rlhf_ray.training.reward.stage import halves, truly_ordered
 from rlhf_ray.types import Message, Prompt
 
 PROMPT = Prompt("p", (Message("user", "?"),), "p")
@@ -16,14 +16,20 @@ class Recipe:
         return None if response == "?" else float(response)
 
 
-def test_a_wrong_choice_is_turned_the_right_way_round() -> None:
-    items = [Comparison(PROMPT, "0.9", "0.1"), Comparison(PROMPT, "0.2", "0.8")]
+def test_choices_are_turned_the_right_way_round() -> None:
+    items = [Ordered(PROMPT, ("0.9", "0.1"), (1, 2)), Ordered(PROMPT, ("0.2", "0.8"), (1, 2))]
+    turned = truly_ordered(items[1:], Recipe())  # type: ignore[arg-type]
+    assert turned == [Comparison(PROMPT, "0.8", "0.2")]
+
+
+def test_every_two_answers_count_once_whoever_judged_them() -> None:
+    items = [Ordered(PROMPT, ("0.9", "0.1"), (1, 2)), Ordered(PROMPT, ("0.1", "0.9"), (1, 2)), Rated(PROMPT, "0.5", 1)]
     turned = truly_ordered(items, Recipe())  # type: ignore[arg-type]
-    assert [(item.better, item.worse) for item in turned] == [("0.9", "0.1"), ("0.8", "0.2")]
+    assert sorted((pair.better, pair.worse) for pair in turned) == [("0.5", "0.1"), ("0.9", "0.1"), ("0.9", "0.5")]
 
 
-def test_equal_answers_unknown_gold_and_ratings_are_left_out() -> None:
-    items = [Comparison(PROMPT, "0.5", "0.55"), Comparison(PROMPT, "?", "0.1"), Rated(PROMPT, "0.5", 3.0)]
+def test_equal_answers_and_unknown_gold_are_left_out() -> None:
+    items = [Ordered(PROMPT, ("0.5", "0.55"), (1, 2)), Ordered(PROMPT, ("?", "0.5"), (1, 2))]
     assert truly_ordered(items, Recipe()) == []  # type: ignore[arg-type]
 
 

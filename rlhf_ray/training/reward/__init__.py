@@ -1,0 +1,1 @@
+"""Reward models: what is learnt from, how, and what the result is worth."""

@@ -1,0 +1,190 @@
+"""What a reward model is worth on choices that it has not seen, and what no model at all would be worth there."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from rlhf_ray.algo.clusters import Estimate, jackknife_of, mean_of, share_of, spearman
+from rlhf_ray.algo.ranking import expected_calibration_error, reliability_bins
+from rlhf_ray.data.judgements import Comparison, Judgement, Kind, Rated, comparisons, of_kinds
+from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.training.reward.objective import kinds_of
+from rlhf_ray.types import Exchange
+
+FEWEST_RATED = 3
+"""Answers to a prompt before their order by a model is compared with that by ratings."""
+
+
+def measure(reward_model: RewardModel, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
+    """How well a reward model predicts choices: `judged_by` its margins, and how far it can be believed.
+
+    A choice's predicted probability is sigmoid(logit_scale * margin).
+    """
+    margins = margins_of(reward_model, pairs)
+    if not margins:
+        return {"pairs": 0, "accuracy": None, "accuracy_ci95": None}
+    probs = torch.sigmoid(logit_scale * torch.tensor(margins))
+    right = torch.tensor([float(margin > 0) for margin in margins])
+    confidence = torch.maximum(probs, 1 - probs)
+    return {
+        **judged_by(margins, pairs),
+        "margin": sum(margins) / len(margins),
+        "ece": expected_calibration_error(confidence, right),
+        "bins": [asdict(bar) for bar in reliability_bins(confidence, right)],
+    }
+
+
+def judged_by(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """Accuracy of margins beside the baselines; intervals are over groups of prompts."""
+    right = [float(margin > 0) for margin in margins]
+    return {
+        **_accuracy(right, pairs),
+        **baselines(pairs),
+        "gate": gate(right, pairs),
+        "length": length_bias(margins, pairs),
+        "place": place_bias(right, pairs),
+    }
+
+
+def by_kind(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """Accuracy by the kind of feedback that a choice comes from."""
+    kinds: dict[Kind, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        kinds.setdefault(pair.kind, []).append(place)
+    return {kind: _at(places, margins, pairs) for kind, places in kinds.items()}
+
+
+def told_by(judgements: Sequence[Judgement], feedback: str) -> list[Comparison]:
+    """The choices by which a model that learns from this feedback is judged: of its own kinds, where they compare."""
+    return comparisons(of_kinds(judgements, kinds_of(feedback))) or comparisons(judgements)
+
+
+def baselines(pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """What always preferring the longer answer, the shorter, or whatever place wins more often would get right.
+
+    Answers of equal length, and those of which nobody noted the place, count half.
+    """
+    return {name: _accuracy(right, pairs) for name, right in _trivial(pairs).items()}
+
+
+def gate(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """Whether it is better, for sure, than what needs no model: the best of the `baselines`, pair by pair.
+
+    `better_by` is the difference of accuracies, and its interval has to lie above 0.
+    """
+    best, of_best = max(_trivial(pairs).items(), key=lambda item: sum(item[1]))
+    groups = [pair.prompt.group for pair in pairs]
+    found = mean_of([mine - its for mine, its in zip(right, of_best, strict=True)], groups)
+    return {
+        "passed": found.low > 0,
+        "baseline": best,
+        "baseline_accuracy": statistics.fmean(of_best),
+        "better_by": found.value,
+        "better_by_ci95": _ends(found),
+    }
+
+
+def length_bias(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """How far margins follow length: their rank correlation with it, and accuracy where the better one is longer, and
+    where it is shorter. Alike in both, and a model does not go by length; what people prefer may.
+    """
+    gaps = [float(len(pair.better) - len(pair.worse)) for pair in pairs]
+    sides = {"longer_is_better": 1, "shorter_is_better": -1}
+    told = {name: [place for place, gap in enumerate(gaps) if gap * side > 0] for name, side in sides.items()}
+    # each pair once each way round, or the labels would be part of it
+    return {
+        "correlation": spearman([*margins, *(-m for m in margins)], [*gaps, *(-gap for gap in gaps)]),
+        **{name: _at(places, margins, pairs) for name, places in told.items()},
+    }
+
+
+def place_bias(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """How often people preferred what was shown first, and whether the model, which does not see it, is as right where
+    they did. None where nobody noted the order.
+    """
+    known = [place for place, pair in enumerate(pairs) if pair.better_first is not None]
+    if not known:
+        return {"first_preferred": None, "first_is_better": None, "first_is_worse": None}
+    first = share_of([float(bool(pairs[place].better_first)) for place in known], _groups(pairs, known))
+    return {
+        "first_preferred": {"share": first.value, "ci95": _ends(first)},
+        "first_is_better": _at([place for place in known if pairs[place].better_first], right, pairs),
+        "first_is_worse": _at([place for place in known if not pairs[place].better_first], right, pairs),
+    }
+
+
+def margins_of(reward_model: RewardModel, pairs: Sequence[Comparison]) -> list[float]:
+    """The better answer's score less the worse one's; each distinct answer is scored once."""
+    exchanges = list({Exchange(pair.prompt, text): None for pair in pairs for text in (pair.better, pair.worse)})
+    score = dict(zip(exchanges, reward_model.score(exchanges), strict=True))
+    return [score[Exchange(pair.prompt, pair.better)] - score[Exchange(pair.prompt, pair.worse)] for pair in pairs]
+
+
+def order_of_ratings(scores: Sequence[float], ratings: Sequence[Rated]) -> dict[str, Any] | None:
+    """How far scores, one a rating, order answers as ratings do: the rank correlation over all of them (`overall`), and
+    its mean over what one annotator said of one prompt's answers (`within`), which has nothing of prompts being harder
+    or easier. Intervals are over groups of prompts. None without ratings.
+    """
+    if not ratings:
+        return None
+    targets, groups = [item.target for item in ratings], [item.prompt.group for item in ratings]
+
+    def over(places: Sequence[int]) -> float | None:
+        return spearman([scores[place] for place in places], [targets[place] for place in places])
+
+    overall = jackknife_of(over, groups)
+    together: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for place, item in enumerate(ratings):
+        together[item.prompt.id, item.annotator, item.aspect].append(place)
+    ordered = [
+        places
+        for places in together.values()
+        if len(places) >= FEWEST_RATED and len({targets[place] for place in places}) > 1
+    ]
+    within = mean_of([over(places) or 0.0 for places in ordered], [groups[p[0]] for p in ordered]) if ordered else None
+    return {"overall": _told(overall), "within": _told(within)}
+
+
+def ratings_among(judgements: Sequence[Judgement]) -> list[Rated]:
+    """What people gave numbers to."""
+    return [item for item in judgements if isinstance(item, Rated) and item.kind == "ratings"]
+
+
+def _trivial(pairs: Sequence[Comparison]) -> dict[str, list[float]]:
+    longer = [_half(len(pair.better) - len(pair.worse)) for pair in pairs]
+    first = [0.5 if pair.better_first is None else float(pair.better_first) for pair in pairs]
+    majority = first if sum(first) >= len(first) / 2 else [1 - one for one in first]
+    return {"longer": longer, "shorter": [1 - one for one in longer], "majority": majority}
+
+
+def _half(difference: int) -> float:
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def _accuracy(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    found = share_of(right, [pair.prompt.group for pair in pairs])
+    return {"accuracy": found.value, "accuracy_ci95": _ends(found), "pairs": found.count, "groups": found.groups}
+
+
+def _at(places: Sequence[int], margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any] | None:
+    if not places:
+        return None
+    return _accuracy([float(margins[place] > 0) for place in places], [pairs[place] for place in places])
+
+
+def _groups(pairs: Sequence[Comparison], places: Sequence[int]) -> list[str]:
+    return [pairs[place].prompt.group for place in places]
+
+
+def _told(found: Estimate | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"spearman": found.value, "ci95": _ends(found), "n": found.count, "groups": found.groups}
+
+
+def _ends(found: Estimate) -> list[float]:
+    return [found.low, found.high]

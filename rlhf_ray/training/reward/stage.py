@@ -1,0 +1,210 @@
+"""The reward-model stage: a frozen snapshot in, a reward model and `reward_model.json` out."""
+
+import random
+import tempfile
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import Config
+from rlhf_ray.data.judgements import Comparison, Judgement, comparisons, counted, exchanges_of, of_kinds
+from rlhf_ray.data.reading import Reader
+from rlhf_ray.data.splits import split_by_group
+from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.schema import Feedback
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.recipes.annotators import TIE
+from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.training.recipe import make_recipe
+from rlhf_ray.training.reward.card import write_card
+from rlhf_ray.training.reward.learn import fit_reward_model
+from rlhf_ray.training.reward.measure import measure
+from rlhf_ray.training.reward.objective import kinds_of
+from rlhf_ray.training.reward.validate import cross_validate
+
+
+def make_reward_model(
+    config: Config,
+    base: Path,
+    folder: Path,
+    *,
+    store: str,
+    snapshot: str,
+    half: int | None = None,
+    fits: Path | None = None,
+) -> dict[str, Any]:
+    """Trains on a snapshot of the store, saves into `folder`, and returns `reward_model.json`'s content.
+
+    `half`, 0 or 1: of the annotators, whose feedback alone is learnt from (`halves`).
+    Where the recipe knows the true order of answers, accuracy is measured against it on the held-out answers, and the
+    accuracy on what the annotators said stands beside it; otherwise what people said is all there is.
+    """
+    wanted = config.reward_model
+    feedback = read_snapshot(store, snapshot)
+    train, held_out, reader = read_sides(feedback, config, half=half)
+    said = ", ".join(f"{n} {kind}" for kind, n in counted(of_kinds(train, kinds_of(wanted.feedback))).items())
+    print(f"reward model: {said} to learn from; {len(comparisons(held_out))} choices between two answers held out")
+    ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
+    if ignored:
+        print(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
+    with tempfile.TemporaryDirectory() as scratch:
+        trained = Path(scratch) / "reward_model"
+        on_choices = fit_reward_model(
+            base,
+            train,
+            held_out=held_out,
+            config=wanted,
+            folder=trained,
+            seed=config.seed,
+            progress=print,
+            stage="judge" if half == 1 else "reward_model",
+            fits=fits,
+        )
+        measured = on_choices
+        true_order = truly_ordered(held_out, make_recipe(config))
+        if true_order:
+            measured = measure(load_reward_model(trained), true_order, logit_scale=on_choices["logit_scale"])
+        load_reward_model(trained).save(folder)
+    record = {
+        **_record(on_choices, measured, against="the true order" if true_order else "what people chose"),
+        "learnt_from": on_choices["train_items"],
+        "n_train": sum(on_choices["train_items"].values()),
+        "snapshot": snapshot,
+        "ignored_annotators": ignored,
+        "half": half,
+        "shuffled_labels": wanted.shuffle_labels,
+    }
+    write_card(folder, record, config)
+    for line in _remarks(on_choices):
+        print(f"reward model: {line}")
+    return record
+
+
+def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: str) -> dict[str, Any]:
+    """`reward_model.json`'s `cross_validation`: reward models of all folds judged on what each has not seen."""
+    validated = cross_validate(
+        base,
+        read_snapshot(store, snapshot),
+        config=config.reward_model,
+        folds=config.reward_model.cross_validation,
+        seed=config.seed,
+        progress=print,
+    )
+    return {**validated, **{name: validated[name]["accuracy"] for name in ("longer", "shorter") if name in validated}}
+
+
+def read_snapshot(store: str, snapshot: str) -> list[Feedback]:
+    """What was frozen."""
+    with FeedbackStore(store, read_only=True) as opened:
+        return list(opened.read(snapshot))
+
+
+def read_sides(
+    feedback: Sequence[Feedback], config: Config, *, half: int | None = None
+) -> tuple[list[Judgement], list[Judgement], Reader]:
+    """Judgements to learn from and held-out ones, and how both were read; `DataError` where either side is nothing.
+
+    The same feedback and config give the same sides. `half`: see `make_reward_model`.
+    """
+    wanted = config.reward_model
+    if half is not None:
+        feedback = halves(feedback)[half]
+    train, held_out = split_by_group(
+        feedback, group=lambda item: item.group, held_out=wanted.held_out, seed=config.seed
+    )
+    reader = Reader(train, weigh=wanted.reliability, margin=wanted.margin)
+    inner, outer = (reader.read(side, all_comments=wanted.feedback == "comments") for side in (train, held_out))
+    learnable = of_kinds(inner, kinds_of(wanted.feedback))
+    if not learnable:
+        there = ", ".join(counted(inner)) or "nothing"
+        words = "; comments are worth something only beside ratings" if wanted.feedback == "comments" else ""
+        raise DataError(
+            f"the feedback holds no {wanted.feedback} to learn from, but {there}{words}; set reward_model.feedback"
+        )
+    if not comparisons(outer):
+        raise DataError(f"none of {len(outer)} held-out judgements compare two answers; raise reward_model.held_out")
+    if wanted.limit is not None and half != 1:  # the judge learns from all of its half
+        inner = random.Random(f"limit/{config.seed}").sample(learnable, min(wanted.limit, len(learnable)))
+    return inner, outer, reader
+
+
+def halves(feedback: Sequence[Feedback]) -> tuple[list[Feedback], list[Feedback]]:
+    """The feedback of every second annotator, by name, and that of the others; `DataError` where there is one only."""
+    annotators = sorted({item.annotator for item in feedback})
+    if len(annotators) < 2:
+        raise DataError("reward_model.judge needs feedback of two annotators or more: leave it out")
+    first = set(annotators[::2])
+    return [item for item in feedback if item.annotator in first], [
+        item for item in feedback if item.annotator not in first
+    ]
+
+
+def truly_ordered(items: Sequence[Judgement], recipe: Recipe) -> list[Comparison]:
+    """Every two judged answers to a prompt as the gold score orders them, but for those that are about equal."""
+    answers: dict[str, list[tuple[float, str]]] = {}
+    prompts = {}
+    for exchange in exchanges_of(items):
+        gold = recipe.gold(exchange.prompt, exchange.response)
+        if gold is not None:
+            prompts[exchange.prompt.id] = exchange.prompt
+            answers.setdefault(exchange.prompt.id, []).append((gold, exchange.response))
+    return [
+        Comparison(prompts[prompt], better, worse)
+        for prompt, known in answers.items()
+        for (low, worse), (high, better) in combinations(sorted(known), 2)
+        if high - low >= TIE
+    ]
+
+
+def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: str) -> dict[str, Any]:
+    """What a fit and a measurement came to, as `reward_model.json` has it."""
+    return {
+        "accuracy": measured["accuracy"],
+        "accuracy_ci95": measured["accuracy_ci95"],
+        "against": against,
+        "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
+        **{name: on_choices[name] for name in ("by_kind", "gate", "length", "place", "ratings", "temperature")},
+        "margin": measured["margin"],
+        "logit_scale": on_choices["logit_scale"],
+        "score_std": on_choices["score_std"],
+        "confirmed_std": on_choices["confirmed_std"],
+        "calibration": {
+            "ece": measured["ece"],
+            "bins": [
+                {
+                    "lo": b["low"],
+                    "hi": b["high"],
+                    "n": b["count"],
+                    "predicted": b["predicted"],
+                    "observed": b["observed"],
+                }
+                for b in measured["bins"]
+            ],
+        },
+        "curve": on_choices["curve"],
+        "flat": on_choices["flat"],
+        "seconds": on_choices["seconds"],
+        "baselines": {name: measured[name]["accuracy"] for name in ("longer", "shorter", "majority")},
+        "cross_validation": None,
+        "n_held_out": measured["pairs"],
+    }
+
+
+def _remarks(on_choices: dict[str, Any]) -> list[str]:
+    """What whoever trusts it should know."""
+    remarks = []
+    if on_choices["confirmed_std"] is not None and on_choices["score_std"] < 0.99:
+        remarks.append(
+            f"choices that it did not learn from confirm log-odds of {on_choices['confirmed_std']:.2f} a standard "
+            f"deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
+        )
+    gate = on_choices["gate"]
+    if not gate["passed"]:
+        low, high = gate["better_by_ci95"]
+        remarks.append(
+            f"it is not surely better than no model: on held-out choices {gate['better_by']:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}] beside '{gate['baseline']}'; `rlhf serve` will not promote it"
+        )
+    return remarks

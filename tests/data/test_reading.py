@@ -1,0 +1,169 @@
+"""Feedback read as judgements: everybody's numbers on one scale, and everybody's word for what it is worth."""
+
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from rlhf_ray.data.judgements import Ordered, Rated, Thumbed, counted
+from rlhf_ray.data.reading import Reader, reliabilities
+from rlhf_ray.feedback.schema import Answer, Comment, Feedback, Ranking, Rating
+from rlhf_ray.types import Message
+
+
+def said(*texts: str, prompt: str = "p", who: str = "ann", **judgement: Any) -> Feedback:
+    return Feedback(
+        messages=(Message("user", prompt),),
+        prompt_id=prompt,
+        group=prompt,
+        annotator=who,
+        answers=tuple(Answer(text=text, sampler="base") for text in texts),
+        **judgement,
+    )
+
+
+def stars(text: str, value: float, **more: Any) -> Feedback:
+    return said(text, rating=Rating(value=value), **more)
+
+
+def ranked(*texts: str, ranks: tuple[int, ...], strength: float | None = None, **more: Any) -> Feedback:
+    return said(*texts, ranking=Ranking(ranks=ranks, strength=strength), **more)
+
+
+def test_a_ranking_is_an_order_and_who_was_shown_first_is_known() -> None:
+    item = ranked("a", "b", "c", ranks=(2, 1, 2), display_order=(2, 0, 1))
+    assert Reader([item]).read([item]) == [Ordered(item.prompt, ("a", "b", "c"), (2, 1, 2), first=2, annotator="ann")]
+
+
+def test_answers_that_say_the_same_are_one_at_its_best_place() -> None:
+    item = ranked("a", "b", "a", ranks=(3, 2, 1))
+    [order] = Reader([item]).read([item])
+    assert isinstance(order, Ordered)
+    assert (order.answers, order.ranks) == (("a", "b"), (1, 2))
+    assert Reader([]).read([ranked("a", "a", ranks=(1, 2))]) == []
+
+
+def test_all_bad_is_a_thumb_down_for_each() -> None:
+    item = said("a", "b", ranking=Ranking(ranks=(1, 1), all_bad=True))
+    _, *thumbs = Reader([item]).read([item])
+    assert thumbs == [Thumbed(item.prompt, text, up=False, annotator="ann") for text in ("a", "b")]
+
+
+def test_a_choice_has_to_be_won_by_more_where_it_is_clear() -> None:
+    items = [ranked("a", "b", ranks=(1, 2), strength=s, prompt=str(s)) for s in (1.0, 3.0)]
+    items.append(ranked("a", "b", ranks=(1, 2), prompt="unsaid"))
+    assert [one.margin for one in Reader(items, margin=0.5).read(items) if isinstance(one, Ordered)] == [0.25, 0.75, 0]
+    assert {one.margin for one in Reader(items).read(items) if isinstance(one, Ordered)} == {0.0}
+
+
+def test_each_persons_bias_and_scale_are_taken_out() -> None:
+    rng = random.Random(0)
+    quality = {f"{n}": rng.gauss(0, 1) for n in range(400)}
+    rate = {"kind": lambda q: 4 + 0.3 * q, "harsh": lambda q: 2 + 0.9 * q}
+    items = [
+        said("x", prompt=name, who=who, rating=Rating(value=line(q), scale="points"))
+        for name, q in quality.items()
+        for who, line in rate.items()
+    ]
+    read = [item for item in Reader(items, weigh=False).read(items) if isinstance(item, Rated)]
+    for item in read:
+        assert item.target == pytest.approx(quality[item.prompt.id], abs=0.3)
+
+
+def test_who_gave_few_ratings_is_read_like_everybody() -> None:
+    items = [stars("x", value, prompt=str(n)) for n, value in enumerate([1, 2, 3, 4, 5] * 20)]
+    few = stars("x", 5, prompt="few", who="new")
+    [target] = [item.target for item in Reader([*items, few]).read([few]) if isinstance(item, Rated)]
+    assert target == pytest.approx(2 / statistics.pstdev([1, 2, 3, 4, 5]), rel=0.15)
+    [unknown] = [item.target for item in Reader(items).read([few]) if isinstance(item, Rated)]
+    assert unknown == pytest.approx(2 / statistics.pstdev([1, 2, 3, 4, 5]), rel=1e-6)
+
+
+def test_scales_and_aspects_have_lines_of_their_own() -> None:
+    items = [stars("x", value, prompt=str(n)) for n, value in enumerate([1, 5] * 10)]
+    items += [
+        said("x", prompt=str(n), rating=Rating(value=value, scale="points", aspect="tone", low=0, high=100))
+        for n, value in enumerate([40, 60] * 10)
+    ]
+    read = [item for item in Reader(items, weigh=False).read(items) if isinstance(item, Rated)]
+    assert {(item.aspect, round(item.target, 6)) for item in read} == {
+        (aspect, side) for aspect in ("overall", "tone") for side in (-1.0, 1.0)
+    }
+
+
+def people(n: int, **wrong: float) -> list[Feedback]:
+    """Everybody chooses between, and rates, the same pairs; each of `wrong` gets that share the wrong way round."""
+    rng, items = random.Random(0), []
+    for number in range(n):
+        for who in ("ann", "bob", "cat", "dan", *wrong):
+            right = rng.random() >= wrong.get(who, 0.1)
+            items.append(ranked("good", "bad", ranks=(1, 2) if right else (2, 1), prompt=str(number), who=who))
+    return items
+
+
+def test_who_chooses_against_the_others_counts_for_nothing_and_the_rest_for_one_in_the_mean() -> None:
+    items = people(100, foe=0.9, lazy=0.5)
+    found = reliabilities(items)
+    assert found["foe"].choices == 0
+    assert found["lazy"].choices < 0.3
+    assert {name for name in found if found[name].choices > 0.8} == {"ann", "bob", "cat", "dan"}
+    read = Reader(items).read(items)
+    assert "foe" not in {item.annotator for item in read}
+    assert statistics.fmean(item.weight for item in read) == pytest.approx(1, abs=0.01)
+    assert len(Reader(items, weigh=False).read(items)) == len(items)
+
+
+def test_of_people_whose_word_nobody_checked_nothing_is_changed() -> None:
+    items = [ranked("good", "bad", ranks=(1, 2), prompt=str(n), who=f"ann-{n % 5}") for n in range(200)]
+    assert reliabilities(items) == {}
+    assert {item.weight for item in Reader(items).read(items)} == {1.0}
+
+
+def test_who_rates_the_wrong_way_round_counts_for_nothing() -> None:
+    rng, items = random.Random(1), []
+    for n in range(80):
+        quality = rng.randint(1, 5)
+        for who in ("ann", "bob", "cat", "foe"):
+            value = 6 - quality if who == "foe" else quality
+            noisy = min(5, max(1, value + rng.choice((-1, 0, 0, 1))))
+            items.append(stars("x", noisy, prompt=str(n), who=who))
+    found = reliabilities(items)
+    assert found["foe"].ratings == 0
+    assert found["foe"].choices == 0  # of whom nothing else is known
+    assert {item.annotator for item in Reader(items).read(items)} == {"ann", "bob", "cat"}
+
+
+def commented(n: int, *, rated: bool, start: int = 0) -> list[Feedback]:
+    items = []
+    for number in range(start, start + n):
+        good = number % 2 == 0
+        items.append(said("x", prompt=str(number), comment=Comment(text="Great, thanks!" if good else "Rude.")))
+        if rated:
+            items.append(stars("x", 5 if good else 1, prompt=str(number)))
+    return items
+
+
+def test_words_alone_are_worth_what_others_gave_with_such_words() -> None:
+    known, alone = commented(40, rated=True), commented(10, rated=False, start=100)
+    reader = Reader([*known, *alone])
+    read = reader.read([*known, *alone])
+    assert counted(read) == {"ratings": 40, "comments": 10}
+    weak = [item for item in read if item.kind == "comments"]
+    assert {round(item.target, 1) for item in weak if isinstance(item, Rated)} == {-1.0, 1.0}
+    assert all(0.8 < item.weight <= 1 for item in weak)
+    assert counted(reader.read(known, all_comments=True)) == {"ratings": 40, "comments": 40}
+
+
+def test_words_that_nobody_rated_are_left_out() -> None:
+    alone = commented(40, rated=False)
+    assert Reader(alone).words is None
+    assert Reader(alone).read(alone, all_comments=True) == []
+
+
+def test_what_is_held_out_teaches_nothing() -> None:
+    train = commented(40, rated=True)
+    reader = Reader(train)
+    before = reader.read(train)
+    reader.read([stars("x", 1, prompt=str(n), who="ann") for n in range(500)])
+    assert reader.read(train) == before

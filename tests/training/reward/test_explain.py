@@ -1,0 +1,148 @@
+"""What feedback is worth, against the model learnt anew without it."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_ray.config import RewardModelConfig, load_config
+from rlhf_ray.data.judgements import Judgement, Ordered, comparisons
+from rlhf_ray.errors import InputError
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.reward import RewardModel, new_reward_model
+from rlhf_ray.training.report import write_report
+from rlhf_ray.training.reward.explain import Question, explain, mistakes, table
+from rlhf_ray.training.reward.stage import make_reward_model
+from rlhf_ray.training.run_folder import RunFolder
+from rlhf_ray.types import Message
+from tests.models.tiny import make_policy_folder, make_prompt
+
+WORDS = ["lamp", "chair", "today", "new", "broken", "pay", "back"]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    base = make_policy_folder(tmp_path_factory.mktemp("base") / "base")
+    return new_reward_model(base, "encoder", texts=[*WORDS, "sorry"] * 3)
+
+
+def choices(n: int, *, seed: int) -> list[Judgement]:
+    """Four people of whom the last prefers what the others do not."""
+    rng, made = random.Random(seed), []
+    for number in range(n):
+        who = ("ann", "bob", "cat", "foe")[number % 4]
+        answers = [f"{rng.choice(WORDS)} sorry", f"{rng.choice(WORDS)} {rng.choice(WORDS)}"]
+        likes_sorry = (rng.random() < 0.9) != (who == "foe")
+        ranks = (1, 2) if likes_sorry else (2, 1)
+        made.append(Ordered(make_prompt(f"{rng.choice(WORDS)} {number}"), tuple(answers), ranks, annotator=who))
+    return [*made]
+
+
+@pytest.fixture(scope="module")
+def asked(reward_model: RewardModel) -> tuple[Question, list[Judgement], list[Judgement], RewardModelConfig]:
+    told = RewardModelConfig(feedback="pairs", ties="davidson")
+    train = choices(400, seed=0)
+    held_out = [replace(item, annotator="") for item in choices(800, seed=1) if item.annotator != "foe"]
+    return Question(reward_model, train, comparisons(held_out), told), train, held_out, told
+
+
+def test_who_does_harm_is_found(asked: tuple[Question, list[Judgement], list[Judgement], RewardModelConfig]) -> None:
+    influences = {part.name: part for part in asked[0].ask(lambda item: item.annotator)}
+    assert {name: part.judgements for name, part in influences.items()} == dict.fromkeys(
+        ("ann", "bob", "cat", "foe"), 100
+    )
+    assert influences["foe"].helps < 0 < min(influences[name].helps for name in ("ann", "bob", "cat"))
+    assert list(influences)[-1] == "foe"
+
+
+def test_it_says_what_leaving_some_out_really_does(
+    asked: tuple[Question, list[Judgement], list[Judgement], RewardModelConfig], reward_model: RewardModel
+) -> None:
+    """The held-out loss of the last layer learnt anew without twenty judgements at a time, less that of all."""
+    question, train, held_out, told = asked
+    said, done = [], []
+    for start in range(0, 240, 20):
+        left = train[:start] + train[start + 20 :]
+        done.append(Question(reward_model, left, comparisons(held_out), told).loss - question.loss)
+        said.append(question.worth_of(train[start : start + 20]))
+    one, other = torch.tensor(said), torch.tensor(done)
+    assert float(torch.corrcoef(torch.stack([one, other]))[0, 1]) > 0.9
+    assert float((one - other).abs().max()) < 0.5 * float(other.abs().max())
+
+
+def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardModel) -> None:
+    pairs = comparisons(choices(60, seed=2))
+    found = mistakes(reward_model, [*pairs, *pairs], worst=5, logit_scale=2.0)
+    margins = [mistake["margin"] for _, mistake in found]
+    assert len(found) == 5 == len({pair.prompt.id for pair, _ in found})
+    assert margins == sorted(margins)
+    assert margins[-1] <= 0
+    assert found[0][1]["probability"] == pytest.approx(1 / (1 + 2.718281828 ** (-2 * margins[0])))
+
+
+def make_run(tmp_path: Path) -> Path:
+    """A run whose reward model has learnt from its own store."""
+    config = load_config(
+        None,
+        [
+            f"run.root={tmp_path}",
+            "run.id=mine",
+            "recipe=preferences",
+            "data.format=preference",
+            f"data.path={tmp_path / 'choices.jsonl'}",
+            "data.held_out=1",
+            "reward_model.fit.max_epochs=2",
+        ],
+    )
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps({**row, "prompt": p}) + "\n" for p in "ab"))
+    folder = RunFolder.open(config)
+    with FeedbackStore(folder.feedback_db) as store:
+        store.add([as_feedback(item) for item in choices(120, seed=0) if isinstance(item, Ordered)])
+        snapshot = store.freeze()
+    folder.write_json("feedback.json", {"snapshot": snapshot.id, "sha256": snapshot.sha256, "rows": snapshot.rows})
+    make_policy_folder(folder.base_policy)
+    record = make_reward_model(
+        config, folder.base_policy, folder.reward_model, store=str(folder.feedback_db), snapshot=snapshot.id
+    )
+    folder.write_json("reward_model.json", record)
+    folder.close()
+    return folder.path
+
+
+def as_feedback(item: Ordered) -> Feedback:
+    return Feedback(
+        messages=(Message("user", item.prompt.messages[0].content),),
+        prompt_id=item.prompt.id,
+        group=item.prompt.id,
+        annotator=item.annotator,
+        answers=tuple(Answer(text=text, sampler="base") for text in item.answers),
+        ranking=Ranking(ranks=item.ranks),
+    )
+
+
+def test_a_run_is_explained_and_its_report_and_card_say_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    card = (run / "reward_model" / "README.md").read_text()
+    assert "Reward model of the run mine" in card
+    assert "- 108 pairs" in card
+    assert "against what people chose" in card
+    told = explain(run, worst=3, say=lambda line: None)
+    assert json.loads((run / "explained.json").read_text()) == told
+    assert [row["name"] for row in told["by_kind"]] == ["pairs"]
+    assert {row["name"] for row in told["by_annotator"]} == {"ann", "bob", "cat", "foe"}
+    lines = table(told)
+    assert lines[0].startswith(f"loss {told['loss']:.4f} nats on 12 held-out choices")
+    page = write_report(run).read_text()
+    for wanted in ("Why it says what it says", "Its worst mistakes", "on people&#39;s pairs", "108", "surely better"):
+        assert wanted in page
+
+
+def test_a_run_without_a_reward_model_of_its_own_cannot_be_explained(tmp_path: Path) -> None:
+    RunFolder.open(load_config(None, [f"run.root={tmp_path}", "run.id=none"])).close()
+    with pytest.raises(InputError, match="has trained no reward model"):
+        explain(tmp_path / "none", worst=3, say=print)

@@ -1,0 +1,217 @@
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from rlhf_ray.config import RewardModelConfig
+from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, exchanges_of
+from rlhf_ray.errors import DataError
+from rlhf_ray.models.reward import load_reward_model, new_reward_model
+from rlhf_ray.training.reward.learn import fit_reward_model, shuffled, standardise
+from tests.models.tiny import make_policy_folder, make_prompt
+
+FIT = {"learning_rate": 5e-3, "batch_size": 16, "max_epochs": 6, "eval_every": 10}
+GOOD, BAD = "sorry, we pay you back", "we send a new one today"
+
+
+def make_config(*, fit: dict[str, Any] | None = None, **overrides: Any) -> RewardModelConfig:
+    return RewardModelConfig(**{"fit": {**FIT, **(fit or {})}, **overrides})
+
+
+def choices(n: int, *, start: int = 0) -> list[Ordered]:
+    """Everybody likes the answer that says sorry, whatever else it says; it stands first or second."""
+    rng = random.Random(start)
+    words = ["lamp", "chair", "today", "new", "broken"]
+    made = []
+    for number in range(start, start + n):
+        answers = f"{rng.choice(words)} sorry", f"{rng.choice(words)} today"
+        ranks = (1, 2) if rng.random() < 0.5 else (2, 1)
+        made.append(Ordered(make_prompt(f"my lamp {number}"), answers if ranks == (1, 2) else answers[::-1], ranks))
+    return made
+
+
+def rankings(n: int, *, start: int = 0) -> list[Ordered]:
+    """Three answers: sorry, then anything else, which is all the same."""
+    return [
+        Ordered(make_prompt(f"my lamp {number}"), ("today", "new sorry", "broken"), (2, 1, 2))
+        for number in range(start, start + n)
+    ]
+
+
+def ratings(n: int, *, start: int = 0) -> list[Rated]:
+    return [
+        Rated(item.prompt, answer, 1.0 if "sorry" in answer else -1.0)
+        for item in choices(n, start=start)
+        for answer in item.answers
+    ]
+
+
+def thumbs(n: int, *, start: int = 0) -> list[Thumbed]:
+    return [Thumbed(item.prompt, item.response, item.target > 0) for item in ratings(n, start=start)]
+
+
+def comments(n: int, *, start: int = 0) -> list[Rated]:
+    return [replace(item, kind="comments", weight=0.5) for item in ratings(n, start=start)]
+
+
+KINDS: dict[str, list[Judgement]] = {
+    "pairs": [*choices(160)],
+    "rankings": [*rankings(100), *choices(40, start=100)],
+    "ratings": [*ratings(100)],
+    "thumbs": [*thumbs(100)],
+    "comments": [*comments(100)],
+    "joint": [*choices(40), *rankings(40, start=40), *ratings(40, start=80), *thumbs(40, start=120)],
+}
+
+
+def learn(
+    tmp_path: Path, train: Sequence[Any], *, held_out: Sequence[Any] | None = None, **config: Any
+) -> dict[str, Any]:
+    return fit_reward_model(
+        make_policy_folder(tmp_path / "base"),
+        train,
+        held_out=choices(40, start=1000) if held_out is None else held_out,
+        config=make_config(**config),
+        folder=tmp_path / "reward",
+        seed=0,
+        progress=lambda line: None,
+    )
+
+
+@pytest.mark.parametrize("backbone", ["decoder", "encoder"])
+def test_it_learns_what_people_choose(tmp_path: Path, backbone: str) -> None:
+    metrics = learn(tmp_path, choices(160), backbone=backbone)
+    low, high = metrics["accuracy_ci95"]
+    assert metrics["accuracy"] > 0.9
+    assert 0.8 < low <= metrics["accuracy"] <= high
+    assert metrics["pairs"] == 40
+    assert metrics["margin"] > 0.5
+    assert metrics["curve"][-1]["val_loss"] < metrics["curve"][0]["val_loss"]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_it_learns_from_every_kind_and_from_all_together(tmp_path: Path, kind: str) -> None:
+    metrics = learn(tmp_path, KINDS[kind], feedback=kind, ties="davidson", fit={"max_epochs": 10})
+    assert metrics["accuracy"] > 0.9
+    assert sum(metrics["train_items"].values()) == len(KINDS[kind])
+
+
+def test_what_it_does_not_learn_from_it_does_not_see(tmp_path: Path) -> None:
+    wrong = [replace(item, target=-item.target) for item in ratings(100)]
+    metrics = learn(tmp_path, [*choices(160), *wrong], feedback="pairs")
+    assert metrics["accuracy"] > 0.9
+    assert metrics["train_items"] == {"pairs": 160}
+
+
+def test_a_kind_counts_for_what_its_weight_says(tmp_path: Path) -> None:
+    wrong = [replace(item, target=-item.target) for item in ratings(100)]
+    metrics = learn(tmp_path, [*choices(100), *wrong], feedback="joint", weights={"ratings": 0.0})
+    assert metrics["accuracy"] > 0.9
+
+
+def test_each_aspect_has_a_head_and_the_reward_is_their_sum(tmp_path: Path) -> None:
+    """Saying sorry is polite and no help; the help counts three times as much."""
+    train = [
+        replace(item, aspect=aspect, target=sign * item.target)
+        for item in ratings(100)
+        for aspect, sign in (("polite", 1), ("helpful", -1))
+    ]
+    for weights, likes_sorry in (({"polite": 1.0, "helpful": 3.0}, False), ({"polite": 3.0, "helpful": 1.0}, True)):
+        metrics = learn(tmp_path / str(likes_sorry), train, feedback="ratings", aspects=weights, fit={"max_epochs": 10})
+        assert (metrics["accuracy"] > 0.9) == likes_sorry
+        assert load_reward_model(tmp_path / str(likes_sorry) / "reward").model.config.num_labels == 1
+
+
+@pytest.mark.parametrize(("feedback", "solver"), [("pairs", "gradient"), ("ratings", "gradient"), ("ratings", "ridge")])
+def test_a_line_through_the_bodys_features_learns_too(tmp_path: Path, feedback: str, solver: str) -> None:
+    body = learn(tmp_path, choices(160), backbone="encoder") and tmp_path / "reward"
+    told = {"backbone": "linear", "body": body, "linear": {"solver": solver}}
+    metrics = learn(tmp_path / "line", KINDS[feedback], feedback=feedback, **told)
+    assert metrics["accuracy"] > 0.9
+    before, after = (load_reward_model(path).model.state_dict() for path in (body, tmp_path / "line" / "reward"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+
+
+def test_labels_that_say_nothing_teach_nothing(tmp_path: Path) -> None:
+    metrics = learn(tmp_path, choices(160), shuffle_labels=True, held_out=choices(200, start=1000))
+    assert metrics["shuffled_labels"]
+    assert metrics["validation_loss"] > 0.6  # ln 2 is 0.693
+
+
+def test_shuffling_turns_half_the_orders_and_deals_out_the_same_ratings_and_thumbs() -> None:
+    before = choices(400)
+    after = shuffled(before, seed=0)
+    turned = sum(
+        one.ranks != other.ranks for one, other in zip(before, after, strict=True) if isinstance(other, Ordered)
+    )
+    assert 150 < turned < 250
+    dealt = [item.target for item in shuffled(ratings(50), seed=0) if isinstance(item, Rated)]
+    assert sorted(dealt) == sorted(item.target for item in ratings(50))
+    assert dealt != [item.target for item in ratings(50)]
+    held_up = [item.up for item in shuffled(thumbs(50), seed=0) if isinstance(item, Thumbed)]
+    assert sum(held_up) == 50
+    assert held_up != [item.up for item in thumbs(50)]
+
+
+def test_a_ranking_turned_round_has_its_ties_still() -> None:
+    ranked = [Ordered(make_prompt(), ("a", "b", "c", "d"), (1, 2, 2, 4))] * 40
+    assert {item.ranks for item in shuffled(ranked, seed=0) if isinstance(item, Ordered)} == {
+        (1, 2, 2, 4),
+        (4, 2, 2, 1),
+    }
+
+
+def test_the_saved_folder_gives_the_standardised_scores_to_plain_transformers(tmp_path: Path) -> None:
+    train = choices(80)
+    metrics = learn(tmp_path, train, fit={"max_epochs": 2})
+    exchanges = exchanges_of(train)
+    saved = load_reward_model(tmp_path / "reward")
+    scores = torch.tensor(saved.score(exchanges))
+    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert scores.mean().item() == pytest.approx(metrics["score_mean"], abs=1e-3)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    ids = torch.tensor(saved.encode(exchanges[:1]))
+    assert plain(ids).logits.item() == pytest.approx(scores[0].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "folded"), [("decoder", "scale"), ("encoder", "scale and shift")])
+def test_a_head_with_a_bias_takes_the_mean_too(tmp_path: Path, backbone: Any, folded: str) -> None:
+    reward_model = new_reward_model(make_policy_folder(tmp_path / "base"), backbone, texts=[GOOD, BAD] * 9)
+    exchanges = exchanges_of(choices(30))
+    before = torch.tensor(reward_model.score(exchanges))
+    told = standardise(reward_model, exchanges, confirming=[])
+    after = torch.tensor(reward_model.score(exchanges))
+    assert told["folded"] == folded
+    assert after.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert after.mean().item() == pytest.approx(told["score_mean"], abs=1e-3)
+    assert (told["score_mean"] == 0) == (backbone == "encoder")
+    differences = (after - after[0]) * told["logit_scale"]
+    assert torch.allclose(differences, before - before[0], atol=1e-5)
+
+
+def test_a_model_that_learnt_from_coins_says_next_to_nothing_and_one_that_learnt_says_as_much_as_ever(
+    tmp_path: Path,
+) -> None:
+    noise = learn(tmp_path / "noise", choices(200), fit={"max_epochs": 2}, shuffle_labels=True)
+    sense = learn(tmp_path / "sense", choices(200), fit={"max_epochs": 2})
+    assert noise["score_std"] < 0.1
+    assert sense["score_std"] == pytest.approx(1, abs=1e-3)
+
+
+def test_one_seed_gives_one_reward_model(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        learn(tmp_path / name, choices(40), fit={"max_epochs": 1})
+    first, again = (load_reward_model(tmp_path / name / "reward").model.state_dict() for name in ("first", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_too_few_to_hold_any_out_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot hold out"):
+        learn(tmp_path, choices(1))
+    assert not (tmp_path / "reward").exists()
