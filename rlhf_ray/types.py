@@ -4,7 +4,7 @@ The words are the project's words; docs and code use them with no other meaning.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
@@ -139,6 +139,8 @@ class Scores:
     """Standard deviation over an ensemble's members, by source."""
     counts: Mapping[str, int]
     """What went wrong on the way: `judge/timeouts`, ..."""
+    strange: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    """Whether an answer is unlike all that a reward model has learnt from, by source."""
 
 
 @dataclass(frozen=True, slots=True)

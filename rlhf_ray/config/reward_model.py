@@ -35,6 +35,15 @@ class LinearConfig(Section):
     """On the squared weights; features are standardised, and losses are summed."""
 
 
+class EnsembleConfig(Section):
+    """What makes a reward model know how sure it is."""
+
+    heads: Annotated[int, Field(ge=0)] = 8
+    """Last layers learnt besides, each from other draws of the same prompts, at next to no cost; 0: none."""
+    members: Count = 1
+    """Whole models, each begun and shown its data otherwise; their mean is the reward."""
+
+
 class RewardModelConfig(Section):
     """How a model of what people prefer is learnt from a snapshot of feedback."""
 
@@ -66,6 +75,7 @@ class RewardModelConfig(Section):
     body: Path | None = None
     """A pretrained model's folder that the body and its tokenizer are taken from instead."""
     linear: LinearConfig = LinearConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose feedback only measures."""
     cross_validation: Annotated[int, Field(ge=0)] = 0

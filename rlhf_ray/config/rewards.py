@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from rlhf_ray.config.section import Count, Name, Positive, Section
 
@@ -26,15 +26,10 @@ class ModelReward(_Source):
     kind: Literal["model"]
     """A sequence classifier with one label."""
     paths: tuple[Path, ...] = ()
-    """Folders, several for an ensemble; by default the run's own reward model."""
+    """Folders, several for an ensemble; by default the run's own reward model, with all members that it has."""
     uncertainty: Annotated[float, Field(ge=0)] = 0.0
-    """An ensemble's reward is its members' mean less this times their variance (Coste et al., arXiv:2310.02743)."""
-
-    @model_validator(mode="after")
-    def _is_an_ensemble(self) -> "ModelReward":
-        if self.uncertainty and len(self.paths) < 2:
-            raise ValueError("uncertainty is that of an ensemble: give two reward models or more under paths")
-        return self
+    """The reward is the members' mean less this times their variance (Coste et al., arXiv:2310.02743), or that of its
+    heads for a single model (`reward_model.ensemble`)."""
 
 
 class FunctionReward(_Source):

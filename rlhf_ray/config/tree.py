@@ -286,6 +286,7 @@ class Config(Section):
             raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
         if self.rollout.turns > 1 and self.rollout.environment is None:
             raise ValueError(f"rollout.turns={self.rollout.turns} need somebody to talk to: set rollout.environment")
+        self._penalties_know_how_sure_a_reward_is()
         self._steps_may_be_sampled_ahead()
         if self.rollout.environment is not None and self.rollout.stop:
             raise ValueError("rollout.environment answers what ends with the end token: leave rollout.stop out")
@@ -350,6 +351,17 @@ class Config(Section):
             )
         if (resources.engine_sleep or resources.engine_quantisation != "none") and not resources.generator_gpus:
             raise ValueError("resources.engine_sleep and engine_quantisation are for engines on a GPU: leave them out")
+
+    def _penalties_know_how_sure_a_reward_is(self) -> None:
+        ensemble = self.reward_model.ensemble
+        for name, source in self.rewards.sources.items():
+            if source.kind != "model" or not source.uncertainty or source.paths or self.reward_model.path is not None:
+                continue  # a folder says itself whether it has heads
+            if ensemble.members < 2 and ensemble.heads < 2:
+                raise ValueError(
+                    f"rewards.sources.{name}.uncertainty is that of an ensemble: set reward_model.ensemble.heads or "
+                    "members to 2 or more"
+                )
 
     def _memory_is_saved_where_it_can_be(self) -> None:
         resources, lora = self.resources, self.lora

@@ -25,8 +25,11 @@ from rlhf_ray.models.critic import HEADS
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, save_folder
 from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
+from rlhf_ray.models.sureness import Considered, Sureness, load_sureness
 from rlhf_ray.types import Exchange, Message
 
+MEMBERS = "members"
+"""Folder in a reward model's own that holds the others of its ensemble."""
 BATCH_TOKENS = 4096
 """Padded tokens that one forward pass scores."""
 
@@ -38,6 +41,7 @@ class RewardModel:
         """Settles the padding: right, with the token that the model's pooling skips."""
         self.model = model
         self.tokenizer = tokenizer
+        self.sureness: Sureness | None = None
         pads = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
         self._pad_id = next((i for i in pads if i is not None), 0)
         # a decoder's classifier reads its score at the last token that is not this one
@@ -52,6 +56,21 @@ class RewardModel:
         """The reward of texts that hold prompt and answer already, rendered as the model's own template does it."""
         numbers: list[float] = self._read(self._encode(texts))[:, 0].tolist()
         return numbers
+
+    def consider(self, exchanges: Sequence[Exchange]) -> Considered:
+        """The rewards that `score` gives, and how sure they are, where the model knows that: in one pass."""
+        return self.consider_texts([render(self.tokenizer, exchange) for exchange in exchanges])
+
+    def consider_texts(self, texts: Sequence[str]) -> Considered:
+        """The same of texts as `score_texts` reads them."""
+        if self.sureness is None or not texts:
+            return Considered(self.score_texts(texts), [], [])
+        features = self.features(self._encode(texts))
+        with torch.inference_mode():
+            rewards = self.head(features.to(self.model.device)).float().cpu()[:, 0]
+        return Considered(
+            rewards.tolist(), self.sureness.spread(features).tolist(), self.sureness.strange(features).tolist()
+        )
 
     def features(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, H) what the head reads of token id lists, without gradients."""
@@ -143,6 +162,8 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """Writes a folder that `AutoModelForSequenceClassification` and `AutoTokenizer` load, whole or not at all."""
         save_folder(folder, self.model, self.tokenizer)
+        if self.sureness is not None:
+            self.sureness.save(folder)
 
 
 def load_reward_model(path: Path) -> RewardModel:
@@ -161,7 +182,14 @@ def load_reward_model(path: Path) -> RewardModel:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(f"reward model {path} embeds {rows} tokens and its tokenizer makes {len(tokenizer)}")
-    return RewardModel(model, tokenizer)
+    loaded = RewardModel(model, tokenizer)
+    loaded.sureness = load_sureness(path)
+    return loaded
+
+
+def members_of(path: Path) -> list[Path]:
+    """The folders of an ensemble: the reward model's own, and those of its other members, where it has some."""
+    return [path, *sorted((path / MEMBERS).glob("*"))]
 
 
 def new_reward_model(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rlhf_ray.config.rewards import EnvironmentReward, FunctionReward, JudgeReward, ModelReward, RewardsConfig
 from rlhf_ray.config.rewards import Source as SourceConfig
 from rlhf_ray.errors import ConfigError, InfrastructureError
-from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.models.reward import load_reward_model, members_of
 from rlhf_ray.rewards.environment import EnvironmentSource
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.rewards.judge import JudgeSource
@@ -37,6 +37,7 @@ class CombinedRewards:
         """The weighted sums, in the exchanges' order."""
         by_source: dict[str, list[float | None]] = {}
         spreads: dict[str, list[float]] = {}
+        strange: dict[str, list[bool]] = {}
         counts: Counter[str] = Counter()
         for name, (source, _) in self.sources.items():
             given = source.score(exchanges)
@@ -47,10 +48,12 @@ class CombinedRewards:
             by_source[name] = list(given.rewards)
             if given.spreads:
                 spreads[name] = list(given.spreads)
+            if given.strange:
+                strange[name] = list(given.strange)
             counts.update({f"{name}/{what}": n for what, n in given.counts.items()})
         rows = zip(*by_source.values(), strict=True)
         rewards = [self._sum(row) for row in rows] if exchanges else []
-        return Scores(rewards, by_source, spreads, dict(counts))
+        return Scores(rewards, by_source, spreads, dict(counts), strange)
 
     def _sum(self, row: Sequence[float | None]) -> float | None:
         known = [value for value in row if value is not None]
@@ -85,7 +88,7 @@ def read_keys(config: RewardsConfig) -> dict[str, str]:
 
 def _make(config: SourceConfig, own_model: Path, key: str | None) -> Source:
     if isinstance(config, ModelReward):
-        members = [load_reward_model(path) for path in config.paths or (own_model,)]
+        members = [load_reward_model(path) for path in config.paths or members_of(own_model)]
         return ModelSource(members, uncertainty=config.uncertainty)
     if isinstance(config, EnvironmentReward):
         return EnvironmentSource()

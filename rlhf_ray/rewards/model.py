@@ -5,44 +5,61 @@ import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.models.sureness import Considered
 from rlhf_ray.rewards.source import Given
 from rlhf_ray.types import Exchange
 
 
 class Scoring(Protocol):
-    """`models.reward.RewardModel`, or a fake in tests."""
+    """Whatever gives rewards alone."""
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """One number an exchange, in their order."""
 
 
+class Considering(Protocol):
+    """`models.reward.RewardModel`, or a fake in tests."""
+
+    def consider(self, exchanges: Sequence[Exchange]) -> Considered:
+        """One number an exchange, in their order, and how sure it is, where that is known."""
+
+
 class ModelSource:
     """The mean of its members, less `uncertainty` times their variance: Coste et al. 2024 (arXiv:2310.02743), "UWO".
 
-    A model of our own that gives no number is broken: that is an error, not a missing reward.
+    A single model's variance is that over its heads. A model of our own that gives no number is broken: that is an
+    error, not a missing reward.
     """
 
-    def __init__(self, members: Sequence[Scoring], *, uncertainty: float = 0.0) -> None:
+    def __init__(self, members: Sequence[Considering], *, uncertainty: float = 0.0) -> None:
         self.members, self.uncertainty = list(members), uncertainty
 
     def score(self, exchanges: Sequence[Exchange]) -> Given:
-        """See `Source.score`."""
-        columns = [_checked(member, exchanges) for member in self.members]
-        if len(columns) == 1:
-            return Given(columns[0])
-        rows = list(zip(*columns, strict=True))
-        rewards = [statistics.fmean(row) - self.uncertainty * statistics.pvariance(row) for row in rows]
-        return Given(rewards, [statistics.pstdev(row) for row in rows])
+        """See `Source.score`; `ConfigError` where there is to be a penalty and nobody knows how sure the reward is."""
+        considered = [_checked(member, exchanges) for member in self.members]
+        rows = list(zip(*(one.rewards for one in considered), strict=True))
+        rewards = [statistics.fmean(row) for row in rows]
+        spreads = considered[0].spreads if len(considered) == 1 else [statistics.pstdev(row) for row in rows]
+        if self.uncertainty and exchanges:
+            if not spreads:
+                raise ConfigError(
+                    "uncertainty is that of an ensemble, and this reward model has no heads: leave it out"
+                )
+            rewards = [reward - self.uncertainty * spread**2 for reward, spread in zip(rewards, spreads, strict=True)]
+        strange = [any(flags) for flags in zip(*(one.strange for one in considered if one.strange), strict=True)]
+        return Given(rewards, spreads, strange)
 
 
-def _checked(member: Scoring, exchanges: Sequence[Exchange]) -> list[float]:
-    scores = [float(score) for score in member.score(exchanges)]
-    if len(scores) != len(exchanges):
-        raise InfrastructureError(f"a reward model was given {len(exchanges)} exchanges and scored {len(scores)}")
-    for exchange, score in zip(exchanges, scores, strict=True):
+def _checked(member: Considering, exchanges: Sequence[Exchange]) -> Considered:
+    considered = member.consider(exchanges)
+    if len(considered.rewards) != len(exchanges):
+        raise InfrastructureError(
+            f"a reward model was given {len(exchanges)} exchanges and scored {len(considered.rewards)}"
+        )
+    for exchange, score in zip(exchanges, considered.rewards, strict=True):
         if not math.isfinite(score):
             raise InfrastructureError(
                 f"a reward model scored the answer to prompt {exchange.prompt.id} {score}; a reward is a finite number"
             )
-    return scores
+    return considered

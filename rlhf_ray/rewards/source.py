@@ -17,6 +17,8 @@ class Given:
     """One an exchange, in their order; None where there is none to be had."""
     spreads: Sequence[float] = ()
     """Standard deviation over an ensemble's members, one an exchange."""
+    strange: Sequence[bool] = ()
+    """Whether an exchange is unlike all that a reward model has learnt from, one an exchange; or nothing."""
     counts: Counter[str] = field(default_factory=Counter)
     """What went wrong on the way: `retries`, `timeouts`, `malformed`, ..."""
 

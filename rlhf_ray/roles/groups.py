@@ -69,6 +69,7 @@ class ScorerGroup(Group):
             {source: _dealt_back([part.by_source[source] for part in parts]) for source in parts[0].by_source},
             {source: _dealt_back([part.spreads[source] for part in parts]) for source in parts[0].spreads},
             dict(counts),
+            {source: _dealt_back([part.strange[source] for part in parts]) for source in parts[0].strange},
         )
 
 

@@ -230,7 +230,8 @@ class Record:
 
 
 def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:
-    """`rewards/` metrics: what is missing; by source its mean, an ensemble's spread, and what went wrong.
+    """`rewards/` metrics: what is missing; by source its mean, how unsure it is, the share of answers unlike all
+    that a reward model has learnt from, and what went wrong.
 
     A single source that gave all its rewards says nothing that `objective/scores` does not.
     """
@@ -241,6 +242,9 @@ def reward_metrics(scores: Sequence[Scores]) -> dict[str, float]:
             metrics[f"rewards/{name}/mean"] = statistics.fmean(given)
     for name in scores[0].spreads:
         metrics[f"rewards/{name}/spread"] = statistics.fmean(spread for part in scores for spread in part.spreads[name])
+    for name in scores[0].strange:
+        flags = [flag for part in scores for flag in part.strange[name]]
+        metrics[f"rewards/{name}/out_of_distribution"] = statistics.fmean(flags)
     counts = Counter[str]()
     for part in scores:
         counts.update(part.counts)

@@ -170,7 +170,9 @@ class Run:
             record = self._fit_on_feedback(make_reward_model, part, doing=doing, half=half, fits=self.folder.fits)
             self.folder.write_json(record_name, record)
             part.rename(folder)  # last, for its presence says that the stage is done
-            self._drop_fits(folder.name)
+            self._drop_fits(
+                folder.name, *(f"{folder.name}_{n}" for n in range(1, self.config.reward_model.ensemble.members))
+            )
         return record
 
     def improve(self) -> None:

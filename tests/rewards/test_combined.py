@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.models.sureness import Considered
 from rlhf_ray.rewards.combined import CombinedRewards, Weighted, make_sources, read_keys
 from rlhf_ray.rewards.function import FunctionSource, load_function
 from rlhf_ray.rewards.judge import JudgeSource
@@ -29,11 +30,11 @@ class Says:
 
 
 class Member:
-    def __init__(self, *scores: float) -> None:
-        self.scores = list(scores)
+    def __init__(self, *scores: float, spreads: Sequence[float] = (), strange: Sequence[bool] = ()) -> None:
+        self.considered = Considered(list(scores), list(spreads), list(strange))
 
-    def score(self, _: Sequence[Exchange]) -> list[float]:
-        return self.scores
+    def consider(self, _: Sequence[Exchange]) -> Considered:
+        return self.considered
 
 
 def test_rewards_are_summed_by_weight_and_kept_by_source() -> None:
@@ -63,13 +64,30 @@ def test_nothing_gives_nothing() -> None:
 
 
 def test_rewards_of_a_model_come_in_the_order_of_the_exchanges() -> None:
-    assert ModelSource([LengthScorer()]).score(EXCHANGES) == Given([4.0, 2.0])
+    assert ModelSource([LengthScorer()]).score(EXCHANGES) == Given([4.0, 2.0], [], [])
 
 
 def test_an_ensemble_gives_its_mean_less_its_variance_by_hand() -> None:
     given = ModelSource([Member(1.0, 5.0), Member(3.0, 5.0)], uncertainty=0.25).score(EXCHANGES)
     assert given.rewards == [2.0 - 0.25 * 1.0, 5.0]
     assert given.spreads == [1.0, 0.0]
+
+
+def test_a_single_model_is_as_unsure_as_its_heads() -> None:
+    member = Member(1.0, 2.0, spreads=[2.0, 0.0], strange=[False, True])
+    given = ModelSource([member], uncertainty=0.25).score(EXCHANGES)
+    assert given == Given([0.0, 2.0], [2.0, 0.0], [False, True])
+    assert CombinedRewards({"own": Weighted(ModelSource([member]))}).score(EXCHANGES).strange == {"own": [False, True]}
+
+
+def test_what_one_member_finds_strange_is_strange() -> None:
+    members = [Member(1.0, 1.0, strange=[False, True]), Member(1.0, 1.0), Member(1.0, 1.0, strange=[True, True])]
+    assert ModelSource(members).score(EXCHANGES).strange == [True, True]
+
+
+def test_a_penalty_for_what_nobody_knows_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no heads"):
+        ModelSource([Member(1.0, 2.0)], uncertainty=0.1).score(EXCHANGES)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
@@ -185,7 +203,6 @@ def test_a_key_that_is_not_set_is_said_before_anything_starts(monkeypatch: pytes
         ("{kind: remote, url: 'http://h/x', patience_s: 400}", r"has to end before resources\.call_deadline_s=300"),
         ("{kind: judge, url: 'http://h/v1', model: m, marks: [5, 5]}", "a higher best one"),
         ("{kind: function, of: 'no colon'}", "pattern"),
-        ("{kind: model, uncertainty: 0.1}", "give two reward models or more"),
         ("{kind: mind_reader}", "mind_reader"),
     ],
 )

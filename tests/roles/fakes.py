@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import WeightsMismatch
+from rlhf_ray.models.sureness import Considered
 from rlhf_ray.rewards.combined import CombinedRewards, Weighted
 from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.roles.generator import Sampled
@@ -77,6 +78,9 @@ class LengthScorer:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         return [float(len(exchange.response)) for exchange in exchanges]
+
+    def consider(self, exchanges: Sequence[Exchange]) -> Considered:
+        return Considered(self.score(exchanges), [], [])
 
 
 def length_rewards() -> CombinedRewards:

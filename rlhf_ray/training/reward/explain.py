@@ -1,12 +1,13 @@
 """Why a reward model says what it says: whose feedback moved it, of which kind, and where it is wrong.
 
-What a judgement is worth is asked of the model's last layer, learnt anew on what its body reads: a convex question, of
-which an influence function (Koh and Liang 2017, arXiv:1703.04730, section 2) says by how much the held-out loss would
-rise, or fall, had somebody's judgements not been there. A body that would have been another is not part of it.
+What judgements are worth is asked of the model's last layer, on what its body reads: learnt anew without them, by how much
+does the held-out loss rise, or fall. Where there are too many parts for that, influence functions say it to first order
+(Koh and Liang 2017, arXiv:1703.04730, section 2). A body that would have been another is not part of it.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Comparison, Judgement, counted, of_kinds
 from rlhf_ray.errors import InputError
 from rlhf_ray.models.reward import RewardModel, load_reward_model
+from rlhf_ray.training.fit import Batch
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.linear import Line
 from rlhf_ray.training.reward.measure import margins_of, told_by
@@ -26,6 +28,8 @@ from rlhf_ray.training.run_folder import existing_run
 from rlhf_ray.types import Exchange
 
 EXPLAINED = "explained.json"
+ANEW = 64
+"""Parts of the feedback, at most, without each of which the last layer is learnt anew; of more it is estimated."""
 WIDEST = 512
 """Directions of the body's features that are looked at: those in which they vary most."""
 Say = Callable[[str], None]
@@ -38,7 +42,7 @@ class Influence:
     name: str
     judgements: int
     helps: float
-    """Nats by which the loss of a held-out choice would rise without it; below 0 it does harm."""
+    """Nats by which the loss of a held-out choice rises without it; below 0 it does harm."""
 
 
 def explain(run: Path, *, worst: int, say: Say) -> dict[str, Any]:
@@ -90,41 +94,54 @@ class Question:
         self._row = {text: number for number, text in enumerate(texts)}
         self._rows = scaled @ turned
         self._line = Line(self._rows.shape[1], config)
-        batch = judgements_of(items, dtype=torch.float64)
-        self._x = self._line.descend(self._rows, batch)
-        curvature: Tensor = torch.autograd.functional.hessian(
-            lambda x: self._line.loss(x, self._rows, batch) + self._line.penalty(x), self._x
-        )
         exchanges = [Exchange(pair.prompt, text) for pair in held_out for text in (pair.better, pair.worse)]
-        seen = (reward_model.features(reward_model.encode(exchanges)).double() - mean) / std @ turned
-        aspects = torch.tensor(list(config.aspects.values()), dtype=torch.float64)
-
-        def unseen(x: Tensor) -> Tensor:
-            better, worse = (self._line.heads(x, seen) @ aspects).view(-1, 2).T
-            return -torch.nn.functional.logsigmoid(better - worse).mean()
-
-        self.loss = float(unseen(self._x))
+        self._seen = (reward_model.features(reward_model.encode(exchanges)).double() - mean) / std @ turned
+        self._by_aspect = torch.tensor(list(config.aspects.values()), dtype=torch.float64)
+        self._x = self._line.descend(self._rows, judgements_of(items, dtype=torch.float64))
+        self.loss = float(self._unseen(self._x))
         """Nats a held-out choice."""
-        values, vectors = torch.linalg.eigh(curvature)
-        gradient = _gradient(unseen, self._x)
-        self._direction = vectors @ ((vectors.T @ gradient) / values.clamp(min=1e-6))
 
     def ask(self, part: Callable[[Judgement], Hashable]) -> list[Influence]:
         """What each part is worth, the most helpful first."""
         parts: dict[Hashable, list[Judgement]] = {}
         for item in self._train:
             parts.setdefault(part(item), []).append(item)
-        found = [Influence(str(name), len(mine), self.worth_of(mine)) for name, mine in parts.items()]
+        worth = self.worth_of if len(parts) <= ANEW else self.estimated_worth_of
+        found = [Influence(str(name), len(mine), worth(mine)) for name, mine in parts.items()]
         return sorted(found, key=lambda one: (-one.helps, one.name))
 
     def worth_of(self, items: Sequence[Judgement]) -> float:
-        """Nats by which the held-out loss would rise without these."""
-        mine = judged(self._model, items, self._config)
-        if not mine:
-            return 0.0
-        rows = self._rows[[self._row[text] for item in mine for text in item.texts]]
-        batch = judgements_of(mine, dtype=torch.float64)
+        """Nats by which the held-out loss rises once the last layer is learnt without these."""
+        left_out = {id(item) for item in items}
+        rows, batch = self._of([item for item in self._train if id(item) not in left_out])
+        return float(self._unseen(self._line.descend(rows, batch, start=self._x))) - self.loss
+
+    def estimated_worth_of(self, items: Sequence[Judgement]) -> float:
+        """The same for few items, to first order: the held-out loss' gradient . H^-1 . theirs."""
+        rows, batch = self._of(items)
         return float(self._direction @ _gradient(lambda x: self._line.loss(x, rows, batch), self._x))
+
+    def _of(self, items: Sequence[Judgement]) -> tuple[Tensor, Batch]:
+        """Features of the judged answers, and what was said of them."""
+        mine = judged(self._model, items, self._config)
+        rows = [self._row[text] for item in mine for text in item.texts]
+        return self._rows[rows], judgements_of(mine, dtype=torch.float64)
+
+    @cached_property
+    def _direction(self) -> Tensor:
+        rows, batch = self._of(self._train)
+        curvature: Tensor = torch.autograd.functional.hessian(
+            lambda x: self._line.loss(x, rows, batch) + self._line.penalty(x), self._x
+        )
+        values, vectors = torch.linalg.eigh(curvature)
+        gradient = vectors.T @ _gradient(self._unseen, self._x)
+        direction: Tensor = vectors @ (gradient / values.clamp(min=1e-6))
+        return direction
+
+    def _unseen(self, x: Tensor) -> Tensor:
+        """Nats a held-out choice."""
+        better, worse = (self._line.heads(x, self._seen) @ self._by_aspect).view(-1, 2).T
+        return -torch.nn.functional.logsigmoid(better - worse).mean()
 
 
 def mistakes(

@@ -23,17 +23,29 @@ from rlhf_ray.data.judgements import (
 )
 from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.models.policy import prompt_text
-from rlhf_ray.models.reward import RewardModel, new_reward_model
+from rlhf_ray.models.reward import MEMBERS, RewardModel, new_reward_model
 from rlhf_ray.training.fit import FitResult, fit
 from rlhf_ray.training.reward.linear import fit_linear
-from rlhf_ray.training.reward.measure import by_kind, margins_of, measure, order_of_ratings, ratings_among, told_by
+from rlhf_ray.training.reward.measure import (
+    Together,
+    by_kind,
+    how_sure,
+    margins_of,
+    measure,
+    order_of_ratings,
+    ratings_among,
+    told_by,
+)
 from rlhf_ray.training.reward.objective import FeedbackLoss, RewardNetwork, judged, kinds_of
+from rlhf_ray.training.reward.sureness import learn_sureness
 from rlhf_ray.types import Exchange
 
 VALIDATION_SHARE = 0.1
 """Of the training prompts: they decide when to stop. What is held out only measures."""
 STANDARDISED_ON = 1000
 """Training responses, at most, whose scores get mean 0 and standard deviation 1."""
+APART = 1_000_003
+"""Between the seeds of an ensemble's members."""
 LEAST_STD = 1e-3
 """Of the scores of a reward model whose choices nothing confirms."""
 
@@ -62,23 +74,35 @@ def fit_reward_model(
     standard deviation 1 on the training responses, or less where choices that were not trained on confirm less
     (`standardise`), and mean 0 where its head has a bias to say so.
     """
-    say: dict[str, Any] = {"seed": seed, "stage": stage, "progress": progress, "folder": fits and fits / stage}
-    reward_model, result, told = learn(base, train, config=config, **say)
+
+    def member(number: int) -> tuple[RewardModel, FitResult, dict[str, Any]]:
+        name = stage if number == 0 else f"{stage}_{number}"
+        say: dict[str, Any] = {"stage": name, "progress": progress, "folder": fits and fits / name}
+        return learn(base, train, config=config, seed=seed + APART * number, **say)
+
+    reward_model, result, told = member(0)
+    learnable = of_kinds(train, kinds_of(config.feedback))
+    reward_model.sureness = learn_sureness(reward_model, *_split(learnable, seed=seed), config=config, seed=seed)
+    members = [reward_model, *(member(number)[0] for number in range(1, config.ensemble.members))]
+    if folder is not None:
+        for path, saved in zip(
+            [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
+        ):
+            saved.save(path)
+    together = Together(members)
     ratings, pairs = ratings_among(held_out), comparisons(held_out)
-    metrics = {
-        **measure(reward_model, told_by(held_out, config.feedback), logit_scale=told["logit_scale"]),
-        "by_kind": by_kind(margins_of(reward_model, pairs), pairs),
-        "ratings": order_of_ratings(reward_model.score([item.exchanges[0] for item in ratings]), ratings),
+    return {
+        **measure(together, told_by(held_out, config.feedback), logit_scale=told["logit_scale"]),
+        "by_kind": by_kind(margins_of(together, pairs), pairs),
+        "ratings": order_of_ratings(together.score([item.exchanges[0] for item in ratings]), ratings),
+        "sureness": how_sure(together, pairs),
         **told,
         "backbone": config.backbone,
         "feedback": config.feedback,
         "shuffled_labels": config.shuffle_labels,
-        "train_items": counted(of_kinds(train, kinds_of(config.feedback))),
+        "train_items": counted(learnable),
         **asdict(result),
     }
-    if folder is not None:
-        reward_model.save(folder)
-    return metrics
 
 
 def learn(

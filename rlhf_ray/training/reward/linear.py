@@ -75,11 +75,10 @@ class Line:
         self._learnt = [name for name in LINKS if config.feedback == "joint" or name in ("tie", "threshold")]
         self._sizes = [self._aspects * width, self._aspects, *(self._fixed[name].numel() for name in self._learnt)]
 
-    def descend(self, rows: Tensor, batch: Batch) -> Tensor:
-        """Where `loss` is least."""
-        return descend(
-            lambda x: self.loss(x, rows, batch) + self.penalty(x), torch.zeros(sum(self._sizes), dtype=torch.float64)
-        )
+    def descend(self, rows: Tensor, batch: Batch, *, start: Tensor | None = None) -> Tensor:
+        """Where loss and penalty are least."""
+        start = torch.zeros(sum(self._sizes), dtype=torch.float64) if start is None else start
+        return descend(lambda x: self.loss(x, rows, batch) + self.penalty(x), start)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weights (A, width), biases (A) and links."""

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,7 +19,34 @@ FEWEST_RATED = 3
 """Answers to a prompt before their order by a model is compared with that by ratings."""
 
 
-def measure(reward_model: RewardModel, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
+class Scoring(Protocol):
+    """A reward model, or several."""
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """One number an exchange, in their order."""
+
+
+class Together:
+    """An ensemble's mean, and what its members, or a single model's heads, make of each exchange."""
+
+    def __init__(self, members: Sequence[RewardModel]) -> None:
+        """members: one at least."""
+        self.members = list(members)
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """The mean of their rewards."""
+        columns = [member.score(exchanges) for member in self.members]
+        return [statistics.fmean(row) for row in zip(*columns, strict=True)]
+
+    def spreads(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """Standard deviations over the members, or over the heads of a single one; empty where it has none."""
+        if len(self.members) == 1:
+            return self.members[0].consider(exchanges).spreads
+        columns = [member.score(exchanges) for member in self.members]
+        return [statistics.pstdev(row) for row in zip(*columns, strict=True)]
+
+
+def measure(reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
     """How well a reward model predicts choices: `judged_by` its margins, and how far it can be believed.
 
     A choice's predicted probability is sigmoid(logit_scale * margin).
@@ -56,6 +83,25 @@ def by_kind(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, 
     for place, pair in enumerate(pairs):
         kinds.setdefault(pair.kind, []).append(place)
     return {kind: _at(places, margins, pairs) for kind, places in kinds.items()}
+
+
+def how_sure(ensemble: Together, pairs: Sequence[Comparison]) -> dict[str, Any] | None:
+    """Accuracy where it is surest of the answers, and where least: halves by the spread of the two. None without any.
+
+    What its own doubt is good for shows in the difference.
+    """
+    spreads = ensemble.spreads([Exchange(pair.prompt, text) for pair in pairs for text in (pair.better, pair.worse)])
+    if not spreads or len(pairs) < 2:
+        return None
+    doubt = [max(one, other) for one, other in zip(spreads[::2], spreads[1::2], strict=True)]
+    margins = margins_of(ensemble, pairs)
+    order = sorted(range(len(pairs)), key=lambda place: doubt[place])
+    half = len(order) // 2
+    return {
+        "spread": statistics.fmean(spreads),
+        "surest": _at(order[:half], margins, pairs),
+        "least_sure": _at(order[half:], margins, pairs),
+    }
 
 
 def told_by(judgements: Sequence[Judgement], feedback: str) -> list[Comparison]:
@@ -117,7 +163,7 @@ def place_bias(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str,
     }
 
 
-def margins_of(reward_model: RewardModel, pairs: Sequence[Comparison]) -> list[float]:
+def margins_of(reward_model: Scoring, pairs: Sequence[Comparison]) -> list[float]:
     """The better answer's score less the worse one's; each distinct answer is scored once."""
     exchanges = list({Exchange(pair.prompt, text): None for pair in pairs for text in (pair.better, pair.worse)})
     score = dict(zip(exchanges, reward_model.score(exchanges), strict=True))

@@ -1,7 +1,6 @@
 """The reward-model stage: a frozen snapshot in, a reward model and `reward_model.json` out."""
 
 import random
-import tempfile
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,13 +13,13 @@ from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
-from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.models.reward import load_reward_model, members_of
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
-from rlhf_ray.training.reward.measure import measure
+from rlhf_ray.training.reward.measure import Together, measure
 from rlhf_ray.training.reward.objective import kinds_of
 from rlhf_ray.training.reward.validate import cross_validate
 
@@ -49,24 +48,22 @@ def make_reward_model(
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
         print(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
-    with tempfile.TemporaryDirectory() as scratch:
-        trained = Path(scratch) / "reward_model"
-        on_choices = fit_reward_model(
-            base,
-            train,
-            held_out=held_out,
-            config=wanted,
-            folder=trained,
-            seed=config.seed,
-            progress=print,
-            stage="judge" if half == 1 else "reward_model",
-            fits=fits,
-        )
-        measured = on_choices
-        true_order = truly_ordered(held_out, make_recipe(config))
-        if true_order:
-            measured = measure(load_reward_model(trained), true_order, logit_scale=on_choices["logit_scale"])
-        load_reward_model(trained).save(folder)
+    on_choices = fit_reward_model(
+        base,
+        train,
+        held_out=held_out,
+        config=wanted,
+        folder=folder,
+        seed=config.seed,
+        progress=print,
+        stage="judge" if half == 1 else "reward_model",
+        fits=fits,
+    )
+    measured = on_choices
+    true_order = truly_ordered(held_out, make_recipe(config))
+    if true_order:
+        saved = Together([load_reward_model(path) for path in members_of(folder)])
+        measured = measure(saved, true_order, logit_scale=on_choices["logit_scale"])
     record = {
         **_record(on_choices, measured, against="the true order" if true_order else "what people chose"),
         "learnt_from": on_choices["train_items"],
@@ -165,7 +162,10 @@ def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: st
         "accuracy_ci95": measured["accuracy_ci95"],
         "against": against,
         "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
-        **{name: on_choices[name] for name in ("by_kind", "gate", "length", "place", "ratings", "temperature")},
+        **{
+            name: on_choices[name]
+            for name in ("by_kind", "gate", "length", "place", "ratings", "sureness", "temperature")
+        },
         "margin": measured["margin"],
         "logit_scale": on_choices["logit_scale"],
         "score_std": on_choices["score_std"],

@@ -1,6 +1,7 @@
 """What feedback is worth, against the model learnt anew without it."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -59,19 +60,26 @@ def test_who_does_harm_is_found(asked: tuple[Question, list[Judgement], list[Jud
     assert list(influences)[-1] == "foe"
 
 
-def test_it_says_what_leaving_some_out_really_does(
-    asked: tuple[Question, list[Judgement], list[Judgement], RewardModelConfig], reward_model: RewardModel
+def test_the_estimate_says_what_leaving_some_out_really_does(
+    asked: tuple[Question, list[Judgement], list[Judgement], RewardModelConfig],
 ) -> None:
-    """The held-out loss of the last layer learnt anew without twenty judgements at a time, less that of all."""
-    question, train, held_out, told = asked
-    said, done = [], []
-    for start in range(0, 240, 20):
-        left = train[:start] + train[start + 20 :]
-        done.append(Question(reward_model, left, comparisons(held_out), told).loss - question.loss)
-        said.append(question.worth_of(train[start : start + 20]))
-    one, other = torch.tensor(said), torch.tensor(done)
-    assert float(torch.corrcoef(torch.stack([one, other]))[0, 1]) > 0.9
-    assert float((one - other).abs().max()) < 0.5 * float(other.abs().max())
+    """Twenty judgements at a time."""
+    question, train, _, _ = asked
+    parts = [train[start : start + 20] for start in range(0, 240, 20)]
+    said, done = (
+        torch.tensor([worth(part) for part in parts]) for worth in (question.estimated_worth_of, question.worth_of)
+    )
+    assert float(torch.corrcoef(torch.stack([said, done]))[0, 1]) > 0.9
+    assert float((said - done).abs().max()) < 0.5 * float(done.abs().max())
+
+
+def test_without_all_of_it_nothing_is_known(
+    asked: tuple[Question, list[Judgement], list[Judgement], RewardModelConfig],
+) -> None:
+    question, train, _, _ = asked
+    [everything] = question.ask(lambda item: item.kind)
+    assert everything.judgements == len(train)
+    assert everything.helps + question.loss == pytest.approx(math.log(2), abs=1e-3)
 
 
 def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardModel) -> None:
@@ -86,18 +94,15 @@ def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardMod
 
 def make_run(tmp_path: Path) -> Path:
     """A run whose reward model has learnt from its own store."""
-    config = load_config(
-        None,
-        [
-            f"run.root={tmp_path}",
-            "run.id=mine",
-            "recipe=preferences",
-            "data.format=preference",
-            f"data.path={tmp_path / 'choices.jsonl'}",
-            "data.held_out=1",
-            "reward_model.fit.max_epochs=2",
-        ],
-    )
+    settings = [
+        f"run.root={tmp_path}",
+        "run.id=mine",
+        "recipe=preferences",
+        "data.format=preference",
+        "data.held_out=1",
+    ]
+    settings += [f"data.path={tmp_path / 'choices.jsonl'}", "reward_model.fit.max_epochs=2"]
+    config = load_config(None, settings)
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "choices.jsonl").write_text("".join(json.dumps({**row, "prompt": p}) + "\n" for p in "ab"))
     folder = RunFolder.open(config)

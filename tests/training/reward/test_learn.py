@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config import RewardModelConfig
-from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, exchanges_of
+from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, comparisons, exchanges_of
 from rlhf_ray.errors import DataError
-from rlhf_ray.models.reward import load_reward_model, new_reward_model
+from rlhf_ray.models.reward import load_reward_model, members_of, new_reward_model
 from rlhf_ray.training.reward.learn import fit_reward_model, shuffled, standardise
+from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
 FIT = {"learning_rate": 5e-3, "batch_size": 16, "max_epochs": 6, "eval_every": 10}
@@ -125,6 +126,32 @@ def test_each_aspect_has_a_head_and_the_reward_is_their_sum(tmp_path: Path) -> N
         metrics = learn(tmp_path / str(likes_sorry), train, feedback="ratings", aspects=weights, fit={"max_epochs": 10})
         assert (metrics["accuracy"] > 0.9) == likes_sorry
         assert load_reward_model(tmp_path / str(likes_sorry) / "reward").model.config.num_labels == 1
+
+
+def test_heads_know_less_of_what_was_never_judged_and_strange_texts_are_flagged(tmp_path: Path) -> None:
+    metrics = learn(tmp_path, choices(160), ensemble={"heads": 8})
+    saved = load_reward_model(tmp_path / "reward")
+    alike = saved.consider(exchanges_of(choices(60, start=200)))
+    other = saved.consider([Exchange(make_prompt("%&/ 123 $$"), "QQQ ### 999 " * 9)] * 2)
+    assert sum(alike.spreads) / len(alike.spreads) < 0.5 * min(other.spreads)
+    assert sum(alike.strange) / len(alike.strange) < 0.2
+    assert all(other.strange)
+    assert alike.rewards == pytest.approx(saved.score(exchanges_of(choices(60, start=200))), abs=1e-5)
+    assert metrics["sureness"]["surest"]["accuracy"] >= metrics["sureness"]["least_sure"]["accuracy"] - 0.1
+
+
+def test_an_ensembles_members_differ_and_are_measured_together(tmp_path: Path) -> None:
+    metrics = learn(tmp_path, choices(80), fit={"max_epochs": 2}, ensemble={"members": 3, "heads": 0})
+    members = [load_reward_model(path) for path in members_of(tmp_path / "reward")]
+    exchanges = exchanges_of(choices(40, start=1000))
+    scores = torch.tensor([member.score(exchanges) for member in members])
+    assert len(members) == 3
+    assert all(not torch.allclose(scores[0], other, atol=1e-3) for other in scores[1:])
+    means = dict(zip(exchanges, scores.mean(0).tolist(), strict=True))
+    pairs = comparisons(choices(40, start=1000))
+    right = [means[Exchange(p.prompt, p.better)] > means[Exchange(p.prompt, p.worse)] for p in pairs]
+    assert metrics["accuracy"] == pytest.approx(sum(right) / 40)
+    assert metrics["sureness"]["spread"] == pytest.approx(float(scores.std(0, correction=0).mean()), rel=0.01)
 
 
 @pytest.mark.parametrize(("feedback", "solver"), [("pairs", "gradient"), ("ratings", "gradient"), ("ratings", "ridge")])

@@ -1,0 +1,80 @@
+"""How sure a reward model may be: what other last layers would say, and how far a text is from all it has learnt from.
+
+Both are read off what the body says of a text, in the same pass that scores it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FILE = "sureness.safetensors"
+"""Beside the model's own files, which load without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """Rewards, and what is known of how sure they are; nothing where the model cannot say."""
+
+    rewards: list[float]
+    spreads: list[float]
+    """Standard deviation over heads that might as well have been learnt."""
+    strange: list[bool]
+    """Whether a text is unlike what was learnt from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """An ensemble of last layers, and where the body's features lie on what was learnt from. H features, K heads."""
+
+    heads: Tensor
+    """(K, H) weights; a head's constant would say nothing. K may be 0."""
+    middle: Tensor
+    """(H) the features' mean."""
+    whiten: Tensor
+    """(H, R) what makes their differences from it uncorrelated, with variance 1."""
+    limit: Tensor
+    """() the distance that one in a hundred texts of the same kind exceeds."""
+
+    def spread(self, features: Tensor) -> Tensor:
+        """(B) standard deviation over the heads of the reward of features (B, H), each less what it says of the mean.
+
+        A reward is known up to a constant; that of each head is set by the texts that were learnt from.
+        """
+        if len(self.heads) < 2:
+            return torch.zeros(len(features))
+        return ((features - self.middle) @ self.heads.T).std(1, correction=0)
+
+    def strange(self, features: Tensor) -> Tensor:
+        """(B) bool: farther from what was learnt from than it should be, by the distance of Mahalanobis 1936.
+
+        On features, as Lee et al. 2018 (arXiv:1807.03888) flag what is out of distribution, with one class.
+        """
+        beyond: Tensor = self.distance(features) > self.limit
+        return beyond
+
+    def distance(self, features: Tensor) -> Tensor:
+        """(B) in standard deviations of the features."""
+        apart: Tensor = ((features - self.middle) @ self.whiten).norm(dim=1)
+        return apart
+
+    def save(self, folder: Path) -> None:
+        """Adds it to a saved reward model."""
+        save_file(
+            {
+                "heads": self.heads.float().contiguous(),
+                "middle": self.middle.float(),
+                "whiten": self.whiten.float().contiguous(),
+                "limit": self.limit.float(),
+            },
+            folder / FILE,
+        )
+
+
+def load_sureness(folder: Path) -> Sureness | None:
+    """What `save` left there; None in a folder that says nothing of it."""
+    if not (folder / FILE).is_file():
+        return None
+    return Sureness(**load_file(folder / FILE))
