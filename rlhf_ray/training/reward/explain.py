@@ -1,7 +1,7 @@
 """Why a reward model says what it says: whose feedback moved it, of which kind, and where it is wrong.
 
-What judgements are worth is asked of the model's last layer, on what its body reads: learnt anew without them, by how much
-does the held-out loss rise, or fall. Where there are too many parts for that, influence functions say it to first order
+What judgements are worth is asked of the model's last layer, on what its body reads: by how much the held-out loss
+rises, or falls, when it is learnt without them. Of too many parts for that, influence functions say it to first order
 (Koh and Liang 2017, arXiv:1703.04730, section 2). A body that would have been another is not part of it.
 """
 
