@@ -1,6 +1,6 @@
 """What is feedback worth to a reward model? Asked where the truth is known: of the `dialogue` recipe.
 
-    python benchmarks/reward_models.py kinds runs/demo         # each kind, and all together, for the same people's time
+    python benchmarks/reward_models.py kinds runs/demo         # each kind, and all together, in the same time
     python benchmarks/reward_models.py comments runs/demo      # four judgements of five are words alone: with, without
     python benchmarks/reward_models.py noise runs/demo         # 10, 20, 30% of choices wrong: beside plain Bradley-Terry
     python benchmarks/reward_models.py adversaries runs/demo   # 5 and 20% of people choose the worse: filtered or not
@@ -129,11 +129,11 @@ class World:
         about = self.rng.choice(self.answers[prompt.id]) if self.rng.random() < person.flip else text
         return said(person, prompt, [text], comment=Comment(text=self.recipe.remark(prompt, about)))
 
-    def accuracy(self, feedback: Sequence[Feedback], **config: object) -> float:
+    def accuracy(self, given: Sequence[Feedback], **config: object) -> float:
         """Of a reward model that learns from it as the config says."""
         told = RewardModelConfig.model_validate({"fit": FIT, **config})
-        reader = Reader(feedback, weigh=told.reliability, margin=told.margin)
-        train = reader.read(feedback, all_comments=told.feedback == "comments")
+        reader = Reader(given, weigh=told.reliability, margin=told.margin)
+        train = reader.read(given, all_comments=told.feedback == "comments")
         with tempfile.TemporaryDirectory() as scratch:
             model, _, _ = learn(
                 self.base,
@@ -216,7 +216,7 @@ def comments(run: Path, seed: int, options: argparse.Namespace) -> dict[str, flo
 
 
 def noise(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Choices between two answers, each by two people who differ: from none of their choices wrong to twice the mean."""
+    """Choices between two answers, each by two people, who differ: none of their choices wrong, to twice the mean."""
     accuracies = {}
     for mean in (0.1, 0.2, 0.3):
         world = World(run, seed)

@@ -51,6 +51,10 @@ class Rewards:
     rewards: tuple[float, ...]
     model: str
     version: int
+    spreads: tuple[float, ...] | None = None
+    """How unsure it is of each; None where it cannot say."""
+    out_of_distribution: tuple[bool, ...] | None = None
+    """Whether each answer is unlike all that it has learnt from; None where it cannot say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,14 @@ def rewards(completions: Sequence[str], *, prompt: str | None = None, messages: 
 
     def read(answer: httpx.Response) -> Rewards:
         found = answer.json()
-        return Rewards(tuple(found["rewards"]), found["model"], found["version"])
+        spreads, strange = found.get("spreads"), found.get("out_of_distribution")
+        return Rewards(
+            tuple(found["rewards"]),
+            found["model"],
+            found["version"],
+            None if spreads is None else tuple(spreads),
+            None if strange is None else tuple(strange),
+        )
 
     fields = {"prompt": prompt, "messages": messages, "completions": completions}
     return Call("POST", "/v1/rewards", read, json=_given(fields))

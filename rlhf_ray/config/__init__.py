@@ -5,6 +5,7 @@ Imports nothing heavy, so that `rlhf config` and `rlhf --help` answer at once.
 """
 
 from rlhf_ray.config.fits import DirectConfig, FitConfig
+from rlhf_ray.config.lora import LoRAConfig
 from rlhf_ray.config.ppo import Advantage, PolicyLoss, PPOConfig, RolloutConfig
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.section import Count, Positive, Section, apply_overrides, known_keys, parse_section
@@ -12,7 +13,6 @@ from rlhf_ray.config.tree import (
     AnnotatorConfig,
     Config,
     DataConfig,
-    LoRAConfig,
     ModelConfig,
     ResourcesConfig,
     dump_config,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.fits import RewardFitConfig
+from rlhf_ray.config.lora import LoRAConfig
 from rlhf_ray.config.section import Count, Positive, Section
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -75,6 +76,7 @@ class RewardModelConfig(Section):
     body: Path | None = None
     """A pretrained model's folder that the body and its tokenizer are taken from instead."""
     linear: LinearConfig = LinearConfig()
+    lora: LoRAConfig = LoRAConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose feedback only measures."""
@@ -93,6 +95,10 @@ class RewardModelConfig(Section):
     def _goes_together(self) -> "RewardModelConfig":
         if not any(self.aspects.values()):
             raise ValueError("aspects: one of them has to count for something, and all weights are 0")
+        if self.lora.quantised:
+            raise ValueError("lora.quantised is for the policy: a reward model's matrices are merged into its weights")
+        if self.lora.rank and self.backbone == "linear":
+            raise ValueError("lora.rank has no layer to learn beside a body that stays as it is: leave it out")
         if self.backbone == "linear" and self.linear.solver == "ridge" and self.feedback not in ("ratings", "comments"):
             raise ValueError(
                 f"linear.solver=ridge is for ratings and comments: with feedback={self.feedback} take gradient"

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rlhf_ray.config.fits import DirectConfig, PretrainConfig, SFTConfig
+from rlhf_ray.config.lora import LoRAConfig
 from rlhf_ray.config.ppo import EvaluateConfig, PPOConfig, RolloutConfig
 from rlhf_ray.config.presets import BY_ADVANTAGE, GOVERNED, GROUPED, with_presets
 from rlhf_ray.config.reward_model import RewardModelConfig
@@ -67,19 +68,6 @@ class ModelConfig(Section):
     """Width of a new model's feed-forward layers."""
     context: Count = 256
     """Longest prompt plus response, in tokens."""
-
-
-class LoRAConfig(Section):
-    """Learning through small matrices beside the policy's and the critic's own, which then stay as they are."""
-
-    rank: Annotated[int, Field(ge=0)] = 0
-    """Width of the matrices; 0: all weights learn."""
-    alpha: Count = 32
-    """What the matrices add is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ()
-    """Ends of the names of the layers that get them, such as `q_proj`; by default every linear layer."""
-    quantised: bool = False
-    """Keep the weights that stay as they are in 4 bits (QLoRA); needs the extra `quantised`."""
 
 
 class AnnotatorConfig(Section):

@@ -19,11 +19,13 @@ from rlhf_ray.models.critic import HEADS
 from rlhf_ray.models.stored import LORA_A, LORA_B, LORA_SCALE
 
 ADAPTER = "default"
-_TASKS = {"policy": TaskType.CAUSAL_LM, "critic": TaskType.TOKEN_CLS}
+_TASKS = {"policy": TaskType.CAUSAL_LM, "critic": TaskType.TOKEN_CLS, "reward_model": TaskType.SEQ_CLS}
 
 
-def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["policy", "critic"], seed: int) -> Any:
-    """The model with an adapter that changes nothing yet; only it learns, and a critic's head. `rank` 0: as it was.
+def with_adapter(
+    model: PreTrainedModel, config: LoRAConfig, *, use: Literal["policy", "critic", "reward_model"], seed: int
+) -> Any:
+    """The model with an adapter that changes nothing yet; only it learns, and a head. `rank` 0: as it was.
 
     `ConfigError` where the model has no layer of the names in `targets`.
     """
@@ -35,7 +37,7 @@ def with_adapter(model: PreTrainedModel, config: LoRAConfig, *, use: Literal["po
         lora_alpha=config.alpha,
         target_modules=list(config.targets) or "all-linear",
         lora_dropout=0.0,  # log-probs have to be the same twice
-        exclude_modules=list(HEADS) if use == "critic" else None,  # a critic's head learns whole
+        exclude_modules=None if use == "policy" else list(HEADS),  # a head learns whole
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -69,6 +71,12 @@ def without_adapter(model: Any) -> AbstractContextManager[Any]:
     """In here the model is the one that the adapter was put on."""
     off: AbstractContextManager[Any] = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
     return off
+
+
+def with_adapter_merged(model: PeftModel) -> PreTrainedModel:
+    """A plain model whose weights have taken in what the adapter learnt."""
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged
 
 
 def without_adapter_for_good(model: PeftModel) -> PreTrainedModel:

@@ -95,6 +95,10 @@ class Scores:
     version: int
     model: str
     rewards: tuple[float, ...]
+    spreads: tuple[float, ...] = ()
+    """How unsure it is of each; empty where it cannot say."""
+    strange: tuple[bool, ...] = ()
+    """Whether each is unlike all that it has learnt from; empty where it cannot say."""
 
 
 @dataclass(frozen=True, slots=True)

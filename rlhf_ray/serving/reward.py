@@ -94,14 +94,21 @@ class RewardReplica:
 
     def _score(self, requests: list[Sequence[ScoreItem]]) -> list[Scores | Exception]:
         model, version = self._holding
-        rewards = iter(model.score_texts([_text(model, item) for items in requests for item in items]))
-        return [self._answer(version, [next(rewards) for _ in items]) for items in requests]
+        told = model.consider_texts([_text(model, item) for items in requests for item in items])
+        answers, start = [], 0
+        for items in requests:
+            mine = slice(start, start + len(items))
+            start += len(items)
+            answers.append(self._answer(version, told.rewards[mine], told.spreads[mine], told.strange[mine]))
+        return answers
 
-    def _answer(self, version: int, rewards: list[float]) -> Scores | Exception:
+    def _answer(
+        self, version: int, rewards: list[float], spreads: list[float], strange: list[bool]
+    ) -> Scores | Exception:
         if not all(map(math.isfinite, rewards)):
             # A number would be trained on. There is none.
             return ApiError(500, f"reward model version {version} gave a score that is no number", code="not_finite")
-        return Scores(version, self.name, tuple(rewards))
+        return Scores(version, self.name, tuple(rewards), tuple(spreads), tuple(strange))
 
 
 def _told(outcome: Scores | BaseException) -> Scores | ApiError:
@@ -175,7 +182,14 @@ class Rewards(Closed):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "example": {"object": "rewards", "model": "reward-model", "version": 2, "rewards": [1.37, -0.52]}
+            "example": {
+                "object": "rewards",
+                "model": "reward-model",
+                "version": 2,
+                "rewards": [1.37, -0.52],
+                "spreads": [0.08, 0.31],
+                "out_of_distribution": [False, True],
+            }
         }
     )
 
@@ -184,6 +198,11 @@ class Rewards(Closed):
     version: int
     """Of the reward model; all of the request was scored by this one."""
     rewards: tuple[float, ...]
+    spreads: tuple[float, ...] | None = None
+    """How unsure it is of each: the standard deviation over last layers that might as well have been learnt. Null where
+    the model cannot say."""
+    out_of_distribution: tuple[bool, ...] | None = None
+    """Whether each is unlike all that it has learnt from. Null where the model cannot say."""
 
 
 class OpenRLHFRequest(Closed):
@@ -225,7 +244,13 @@ def router(settings: ServiceConfig, *, reward: RewardBackend) -> APIRouter:
                 400, f"{given} completions: send at most {settings.reward.max_items} a request", param="completions"
             )
         scores = await reward.score([ScoreItem(body.dialogue, answer) for answer in body.completions])
-        return Rewards(model=scores.model, version=scores.version, rewards=scores.rewards)
+        return Rewards(
+            model=scores.model,
+            version=scores.version,
+            rewards=scores.rewards,
+            spreads=scores.spreads or None,
+            out_of_distribution=scores.strange or None,
+        )
 
     @routes.post("/get_reward")
     async def get_reward(body: OpenRLHFRequest) -> OpenRLHFRewards:

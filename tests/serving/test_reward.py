@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_ray.errors import ModelError
 from rlhf_ray.models.reward import RewardModel, load_reward_model, new_reward_model
+from rlhf_ray.models.sureness import Considered
 from rlhf_ray.serving.auth import Caller
 from rlhf_ray.serving.backends import ScoreItem, Scores
 from rlhf_ray.serving.errors import ApiError
@@ -26,17 +27,20 @@ class LengthModel:
 
     tokenizer = SimpleNamespace(chat_template=None, all_special_tokens=[])
 
-    def __init__(self, *, hold: threading.Event | None = None) -> None:
+    def __init__(self, *, hold: threading.Event | None = None, sure: bool = False) -> None:
         self.batches: list[list[str]] = []
-        self._hold = hold
+        self._hold, self._sure = hold, sure
 
-    def score_texts(self, texts: list[str]) -> list[float]:
+    def consider_texts(self, texts: list[str]) -> Considered:
         self.batches.append(texts)
         if self._hold:
             assert self._hold.wait(5)
         if "poison" in texts:
             raise ZeroDivisionError("poison")
-        return [float("nan") if text == "nan" else float(len(text)) for text in texts]
+        rewards = [float("nan") if text == "nan" else float(len(text)) for text in texts]
+        if not self._sure:
+            return Considered(rewards, [], [])
+        return Considered(rewards, [0.5 * reward for reward in rewards], [reward > 3 for reward in rewards])
 
 
 def make_replica(model: LengthModel | None = None, **changes: Any) -> RewardReplica:
@@ -57,6 +61,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("reward") / "reward_model"
     new_reward_model(base, "decoder").save(target)
     return target
+
+
+def test_each_request_is_told_how_sure_its_own_rewards_are() -> None:
+    async def run() -> None:
+        replica = make_replica(LengthModel(sure=True))
+        first, other = await gather(replica, texts("a", "bbbb"), texts("cc"))
+        assert (first.spreads, first.strange) == ((0.5, 2.0), (False, True))
+        assert (other.spreads, other.strange) == ((1.0,), (False,))
+
+    asyncio.run(run())
 
 
 def test_requests_are_scored_together_and_answered_apart() -> None:

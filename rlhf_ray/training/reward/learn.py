@@ -22,6 +22,7 @@ from rlhf_ray.data.judgements import (
     of_kinds,
 )
 from rlhf_ray.data.splits import split_by_group
+from rlhf_ray.models.lora import with_adapter, with_adapter_merged
 from rlhf_ray.models.policy import prompt_text
 from rlhf_ray.models.reward import MEMBERS, RewardModel, new_reward_model
 from rlhf_ray.training.fit import FitResult, fit
@@ -205,8 +206,12 @@ def _fit(
         return fit_linear(reward_model, inner, validation=outer, config=config)
     answers = sum(len(prompt.texts) for prompt in inner) / max(len(inner), 1)
     a_step = config.fit.model_copy(update={"batch_size": max(1, round(config.fit.batch_size / max(answers, 1)))})
-    network = RewardNetwork(reward_model.model, config)
-    return fit(network, FeedbackLoss(reward_model), inner, validation=outer, config=a_step, seed=seed, **say)
+    adapted = with_adapter(reward_model.model, config.lora, use="reward_model", seed=seed)
+    network = RewardNetwork(adapted, config)
+    result = fit(network, FeedbackLoss(reward_model), inner, validation=outer, config=a_step, seed=seed, **say)
+    if config.lora.rank:
+        reward_model.model = with_adapter_merged(adapted)
+    return result
 
 
 def _some(items: Judgements, *, seed: int) -> list[Exchange]:

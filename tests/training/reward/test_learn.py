@@ -154,6 +154,26 @@ def test_an_ensembles_members_differ_and_are_measured_together(tmp_path: Path) -
     assert metrics["sureness"]["spread"] == pytest.approx(float(scores.std(0, correction=0).mean()), rel=0.01)
 
 
+def test_a_small_matrix_beside_each_layer_learns_and_is_merged(tmp_path: Path) -> None:
+    metrics = learn(tmp_path, choices(160), lora={"rank": 4}, fit={"learning_rate": 2e-2})
+    assert metrics["accuracy"] > 0.9
+    assert not [name for name in load_reward_model(tmp_path / "reward").model.state_dict() if "lora" in name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lora": {"rank": 4, "quantised": True}}, "merged into its weights"),
+        ({"lora": {"rank": 4}, "backbone": "linear"}, "stays as it is"),
+        ({"backbone": "linear", "linear": {"solver": "ridge"}}, "take gradient"),
+        ({"aspects": {"overall": 0.0}}, "has to count for something"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_config(**settings)
+
+
 @pytest.mark.parametrize(("feedback", "solver"), [("pairs", "gradient"), ("ratings", "gradient"), ("ratings", "ridge")])
 def test_a_line_through_the_bodys_features_learns_too(tmp_path: Path, feedback: str, solver: str) -> None:
     body = learn(tmp_path, choices(160), backbone="encoder") and tmp_path / "reward"
