@@ -163,8 +163,8 @@ def each(
     deadline_s: float,
     doing: str,
     nodes: Mapping[str, str] | None = None,
-) -> Iterator[ray.ObjectRef]:
-    """References to what streaming calls yield, as it comes, until all of them are through within `deadline_s`.
+) -> Iterator[tuple[str, ray.ObjectRef]]:
+    """References to what streaming calls yield, and whose, as it comes, until all are through within `deadline_s`.
 
     Where one raises, its last reference is to the error.
     """
@@ -175,35 +175,43 @@ def each(
         if not ready:
             raise _late(list(waiting.values()), nodes or {}, deadline_s=deadline_s, doing=doing)
         try:
-            yield next(ready[0])
+            yield waiting[ready[0]], next(ready[0])
         except StopIteration:
             del waiting[ready[0]]
 
 
 def stream(
-    task: ray.ObjectRefGenerator, *, name: str, deadline_s: float, doing: str, on_line: Callable[[str], None]
+    tasks: Mapping[str, ray.ObjectRefGenerator], *, deadline_s: float, doing: str, on_line: Callable[[str], None]
 ) -> Any:
-    """What a task that yields `Line`s and then one `Done` came to; every line goes to `on_line` as it comes.
+    """What the first of some tasks came to, each of which yields `Line`s and then one `Done`, once all are done.
 
-    Errors as in `gather`; a task that is late or no longer wanted is killed. One that has failed is over, and its
-    process may be at the next task already: killing would hit that one.
+    Every line goes to `on_line` as it comes. Errors as in `gather`, the first one's; tasks that are late or no longer
+    wanted are killed. One that has failed is over, and its process may be at the next task already: killing would hit
+    that one.
     """
-    over = False
+    done: dict[str, Any] = {}
+    over: set[str] = set()
     try:
-        for ref in each({name: task}, deadline_s=deadline_s, doing=doing):
+        for name, ref in each(tasks, deadline_s=deadline_s, doing=doing):
             try:
                 item = _answer(ref, name, None, doing=doing)
             except (InputError, RunFailed) as error:
-                over = not isinstance(error, Interrupted)
+                if not isinstance(error, Interrupted):
+                    over.add(name)
                 raise
             if isinstance(item, Done):
-                return item.value
+                done[name] = item.value
+                over.add(name)
+                if len(done) == len(tasks):
+                    return done[next(iter(tasks))]
+                continue
             on_line(item.text)
     except BaseException:
-        if not over:
-            ray.cancel(task, force=True)
+        for name, task in tasks.items():
+            if name not in over:
+                ray.cancel(task, force=True)
         raise
-    raise AssertionError(f"{name} ended without a result")
+    raise AssertionError(f"{', '.join(tasks)} ended without a result")
 
 
 def settle(refs: Iterable[ray.ObjectRef], *, deadline_s: float) -> None:

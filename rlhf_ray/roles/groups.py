@@ -183,7 +183,7 @@ class Pushed:
     def __iter__(self) -> Iterator[ray.ObjectRef]:
         learner, doing = self._learner, "sending weights"
         last = None
-        for last in each(self._tasks, deadline_s=learner.deadline_s, doing=doing, nodes=learner.nodes):
+        for _, last in each(self._tasks, deadline_s=learner.deadline_s, doing=doing, nodes=learner.nodes):
             yield last
         self._sent = learner._ask(lambda rank: rank.what_was_sent.remote(), doing)
         if self._sent is None:  # it failed, and the last reference is to the reason

@@ -35,6 +35,7 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.groups import Group, LearnerGroup, ScorerGroup
 from rlhf_ray.roles.joining import join
 from rlhf_ray.roles.learner import Learner
+from rlhf_ray.roles.ranks import Meeting, as_rank
 from rlhf_ray.roles.seats import SEATS, RoleName, head_count, needs
 from rlhf_ray.roles.task import with_lines
 from rlhf_ray.roles.vllm_engine import VllmEngine
@@ -138,16 +139,28 @@ class Placement:
         doing: str,
         deadline_s: float,
         role: RoleName = "learner",
+        ranks: int = 1,
         on_line: Callable[[str], None] = print,
         **kwargs: Any,
     ) -> Any:
         """`function(*args, **kwargs)` in a process of its own with a role's resources.
 
-        Each line that it prints goes to `on_line` at once.
+        Each line that it prints goes to `on_line` at once. With several `ranks` in as many processes, which make one
+        torch process group; what the first one returns counts.
         """
-        remote = ray.remote(with_lines).options(**self.options(role, actor=False), num_returns="streaming")
-        task = remote.remote(function, args, kwargs)
-        return stream(task, name=function.__name__, deadline_s=deadline_s, doing=doing, on_line=on_line)
+        name, options = function.__name__, self.options(role, actor=False)
+        if ranks == 1:
+            remote = ray.remote(with_lines).options(**options, num_returns="streaming")
+            tasks = {name: remote.remote(function, args, kwargs)}
+            return stream(tasks, deadline_s=deadline_s, doing=doing, on_line=on_line)
+        # a process that was a rank once is one for ever, as accelerate remembers it: none does anything after it
+        remote = ray.remote(with_lines).options(**options, num_returns="streaming", max_calls=1)
+        meeting = Meeting(ray.util.get_node_ip_address())
+        told = (ranks, meeting.point, self.config.resources.call_deadline_s)
+        tasks = {
+            f"{name}-{index}": remote.remote(as_rank, (function, index, *told, *args), kwargs) for index in range(ranks)
+        }
+        return stream(tasks, deadline_s=deadline_s, doing=doing, on_line=on_line)
 
     def options(self, role: RoleName, *, actor: bool = True) -> dict[str, Any]:
         """What Ray is told about a role."""

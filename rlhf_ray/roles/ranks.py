@@ -7,6 +7,7 @@ over the totals of the whole minibatch, that sum is the whole minibatch's gradie
 All ranks make the same calls in the same order; a rank that has nothing to do makes them on nothing.
 """
 
+import os
 import socket
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -119,6 +120,47 @@ def join_ranks(index: int, count: int, meeting_point: str | None, *, deadline_s:
         timeout=timedelta(seconds=deadline_s),
     )
     return Ranks(index, count, _mesh(count))
+
+
+class Meeting:
+    """Where ranks of a task find each other, kept by whoever starts them: nobody else knows where each will be."""
+
+    def __init__(self, host: str) -> None:
+        """host: what other machines call this one."""
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self.point = f"{host}:{self._store.port}"
+
+
+def as_rank(
+    function: Callable[..., Any],
+    index: int,
+    count: int,
+    meeting_point: str,
+    deadline_s: float,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`function(*args, **kwargs)` as one of several ranks that make one torch process group, in a process of its own.
+
+    transformers' Trainer is told of it by the variables of torchrun.
+    """
+    host, _, port = meeting_point.rpartition(":")
+    os.environ |= {
+        "RANK": str(index),
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": "0",  # each sees its own GPU alone
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+    }
+    patience = timedelta(seconds=deadline_s)
+    store = TCPStore(host, int(port), is_master=False, timeout=patience)
+    dist.init_process_group(_backends(), store=store, rank=index, world_size=count, timeout=patience)
+    return function(*args, **kwargs)
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process' among those of its group; 0 of 1 where it has none."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def is_sharded(model: object) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -26,6 +27,7 @@ from rlhf_ray.algo.batching import by_length
 from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import DataError, Diverged
 from rlhf_ray.models.folder import quiet_transformers
+from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.schedule import LengthGrouped, Pace
 from rlhf_ray.training.trainer import (
     callbacks,
@@ -155,11 +157,24 @@ def mean_loss(model: PreTrainedModel, objective: Objective[Item], items: Sequenc
     """The loss a term (token, judgement) over all items, whatever the batches."""
     model.eval()
     total, count = 0.0, 0.0
-    for rows in by_length([objective.length(item) for item in items], max_tokens=VALIDATION_TOKENS):
+    index, ranks = rank_and_count()
+    batches = list(by_length([objective.length(item) for item in items], max_tokens=VALIDATION_TOKENS))
+    for rows in batches[index::ranks]:
         batch = objective.collate([items[row] for row in rows])
         loss = objective.loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         total, count = total + loss.item(), count + objective.terms(batch)
+    total, count = _over_ranks(total, count)
     return total / (count or 1)
+
+
+def _over_ranks(*numbers: float) -> list[float]:
+    """The sums of each over the ranks that fit together, on the CPU; on one rank as they are."""
+    if rank_and_count()[1] == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(sums)
+    added: list[float] = sums.tolist()
+    return added
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -176,7 +191,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         loss: Tensor = self.objective.loss(model, inputs) / (num_items_in_batch or 1)
         self.looks.since_last.append(loss.detach())
-        return loss
+        return loss * rank_and_count()[1]  # gradients are averaged over the ranks, and each has its share of the step
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None and not self.pace.scheduled:
@@ -188,16 +203,19 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return 0
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> float:
-        return math.fsum(self.objective.terms(batch) for batch in batch_samples)
+        [terms] = _over_ranks(math.fsum(self.objective.terms(batch) for batch in batch_samples))
+        return terms
 
     def _get_train_sampler(self, train_dataset: Sized | None = None) -> LengthGrouped:
         lengths = [self.objective.length(item) for item in self.train_dataset]
-        a_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        _, ranks = rank_and_count()
+        a_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * ranks
         return LengthGrouped(lengths, a_step, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.looks.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            self.looks.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
@@ -242,7 +260,7 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
             self.restore_best()
         control.should_training_stop = self.step >= pace.end
         due = time.monotonic() - self._saved >= SAVE_AFTER_S or control.should_training_stop
-        control.should_save = control.should_save or (self.saving and due)
+        control.should_save = control.should_save or (self.saving and bool(_over_ranks(due)[0]))
 
     def restore_best(self) -> None:
         """Gives the model the weights of the best look."""
@@ -279,11 +297,12 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
 
     def _look(self) -> None:
         steps = self.step - (self.curve[-1]["step"] if self.curve else 0)
-        train_loss = torch.stack(self.since_last).sum().item() / steps
+        [train_loss] = _over_ranks(torch.stack(self.since_last).sum().item() / steps)
         self.since_last.clear()
         loss = mean_loss(self._model, self._objective, self._validation)
         self._model.train()
-        self._progress(f"{self._stage} step {self.step}/{self._pace.end} loss {train_loss:.3f} val {loss:.3f}")
+        if rank_and_count()[0] == 0:
+            self._progress(f"{self._stage} step {self.step}/{self._pace.end} loss {train_loss:.3f} val {loss:.3f}")
         if not (math.isfinite(loss) and math.isfinite(train_loss)):
             raise Diverged(
                 f"{self._stage}: loss {train_loss}, validation loss {loss} at step {self.step}; "

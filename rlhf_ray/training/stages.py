@@ -167,7 +167,14 @@ class Run:
             part = self.folder.path / f".{folder.name}.part"
             shutil.rmtree(part, ignore_errors=True)
             doing = f"training the {folder.name.replace('_', ' ')}"
-            record = self._fit_on_feedback(make_reward_model, part, doing=doing, half=half, fits=self.folder.fits)
+            record = self._fit_on_feedback(
+                make_reward_model,
+                part,
+                doing=doing,
+                half=half,
+                fits=self.folder.fits,
+                ranks=self.config.resources.learner_ranks,
+            )
             self.folder.write_json(record_name, record)
             part.rename(folder)  # last, for its presence says that the stage is done
             self._drop_fits(

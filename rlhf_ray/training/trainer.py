@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
@@ -21,6 +22,7 @@ from rlhf_ray.config import FitConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import fsync
 from rlhf_ray.plugins import load_plugin
+from rlhf_ray.roles.ranks import rank_and_count
 
 BEST, STATE = "best.safetensors", "fit.json"
 
@@ -36,10 +38,13 @@ class FitCheckpoint:
 
 def training_arguments(config: FitConfig, *, steps: int, seed: int, folder: Path) -> TrainingArguments:
     """A fit's settings for Trainer; `ConfigError` where one of the user's own does not go with this machine."""
-    parts = int(config.trainer.get("gradient_accumulation_steps", 1))
+    accumulated, (_, ranks) = int(config.trainer.get("gradient_accumulation_steps", 1)), rank_and_count()
+    parts = accumulated * ranks
     if config.batch_size % parts:
+        shared = f" on {ranks} ranks" if ranks > 1 else ""
         raise ConfigError(
-            f"trainer.gradient_accumulation_steps={parts} does not divide the {config.batch_size} items of a step"
+            f"trainer.gradient_accumulation_steps={accumulated}{shared} does not divide the {config.batch_size} items "
+            "of a step"
         )
     arguments: dict[str, Any] = {
         "optim": "adamw_torch_fused",
@@ -51,6 +56,7 @@ def training_arguments(config: FitConfig, *, steps: int, seed: int, folder: Path
         "logging_strategy": "steps" if "logging_steps" in config.trainer else "no",
         "report_to": "none",
         "dataloader_pin_memory": False,
+        "use_cpu": ranks > 1 and not torch.cuda.is_available(),  # or accelerate would not see the other ranks there
         **config.trainer,
     }
     try:

@@ -25,6 +25,7 @@ from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.models.lora import with_adapter, with_adapter_merged
 from rlhf_ray.models.policy import prompt_text
 from rlhf_ray.models.reward import MEMBERS, RewardModel, new_reward_model
+from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.fit import FitResult, fit
 from rlhf_ray.training.reward.linear import fit_linear
 from rlhf_ray.training.reward.measure import (
@@ -68,7 +69,8 @@ def fit_reward_model(
 ) -> dict[str, Any]:
     """Trains a reward model on `train`, saves it into `folder` where one is given, and returns its metrics.
 
-    A broken-off fit goes on from its checkpoints in `fits`.
+    A broken-off fit goes on from its checkpoints in `fits`. Of several ranks, which all call it, the first returns and
+    saves.
 
     `base`: the base policy's folder, whose body or size it takes. Of `train` it learns from the kinds that the config
     names. Accuracy and calibration are those of `held_out`, which nothing else looks at. The saved model's scores have
@@ -82,9 +84,11 @@ def fit_reward_model(
         return learn(base, train, config=config, seed=seed + APART * number, **say)
 
     reward_model, result, told = member(0)
+    members = [reward_model, *(member(number)[0] for number in range(1, config.ensemble.members))]
+    if rank_and_count()[0] > 0:
+        return {}  # the first one says and saves it all
     learnable = of_kinds(train, kinds_of(config.feedback))
     reward_model.sureness = learn_sureness(reward_model, *_split(learnable, seed=seed), config=config, seed=seed)
-    members = [reward_model, *(member(number)[0] for number in range(1, config.ensemble.members))]
     if folder is not None:
         for path, saved in zip(
             [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
@@ -205,7 +209,9 @@ def _fit(
     if config.backbone == "linear":
         return fit_linear(reward_model, inner, validation=outer, config=config)
     answers = sum(len(prompt.texts) for prompt in inner) / max(len(inner), 1)
-    a_step = config.fit.model_copy(update={"batch_size": max(1, round(config.fit.batch_size / max(answers, 1)))})
+    _, ranks = rank_and_count()
+    prompts = ranks * max(1, round(config.fit.batch_size / max(answers, 1) / ranks))
+    a_step = config.fit.model_copy(update={"batch_size": prompts})
     adapted = with_adapter(reward_model.model, config.lora, use="reward_model", seed=seed)
     network = RewardNetwork(adapted, config)
     result = fit(network, FeedbackLoss(reward_model), inner, validation=outer, config=a_step, seed=seed, **say)

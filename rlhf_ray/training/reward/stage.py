@@ -16,6 +16,7 @@ from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.reward import load_reward_model, members_of
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
+from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
@@ -43,11 +44,13 @@ def make_reward_model(
     wanted = config.reward_model
     feedback = read_snapshot(store, snapshot)
     train, held_out, reader = read_sides(feedback, config, half=half)
+    first = rank_and_count()[0] == 0
+    say = print if first else _nothing
     said = ", ".join(f"{n} {kind}" for kind, n in counted(of_kinds(train, kinds_of(wanted.feedback))).items())
-    print(f"reward model: {said} to learn from; {len(comparisons(held_out))} choices between two answers held out")
+    say(f"reward model: {said} to learn from; {len(comparisons(held_out))} choices between two answers held out")
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
-        print(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
+        say(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
     on_choices = fit_reward_model(
         base,
         train,
@@ -59,6 +62,8 @@ def make_reward_model(
         stage="judge" if half == 1 else "reward_model",
         fits=fits,
     )
+    if not first:
+        return {}
     measured = on_choices
     true_order = truly_ordered(held_out, make_recipe(config))
     if true_order:
@@ -153,6 +158,10 @@ def truly_ordered(items: Sequence[Judgement], recipe: Recipe) -> list[Comparison
         for (low, worse), (high, better) in combinations(sorted(known), 2)
         if high - low >= TIE
     ]
+
+
+def _nothing(line: str) -> None:
+    """What every rank but the first says."""
 
 
 def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: str) -> dict[str, Any]:
