@@ -154,7 +154,7 @@ class Placement:
             tasks = {name: remote.remote(function, args, kwargs)}
             return stream(tasks, deadline_s=deadline_s, doing=doing, on_line=on_line)
         # a process that was a rank once is one for ever, as accelerate remembers it: none does anything after it
-        remote = ray.remote(with_lines).options(**options, num_returns="streaming", max_calls=1)
+        remote = ray.remote(max_calls=1)(with_lines).options(**options, num_returns="streaming")
         meeting = Meeting(ray.util.get_node_ip_address())
         told = (ranks, meeting.point, self.config.resources.call_deadline_s)
         tasks = {

@@ -45,3 +45,28 @@ def reject() -> None:
 
 def crash() -> None:
     raise KeyError("lamp")
+
+
+def sum_over_ranks(base: int) -> tuple[str, int]:
+    """What all ranks add up to, each with its own number."""
+    import torch
+    import torch.distributed as dist
+
+    index, count = dist.get_rank(), dist.get_world_size()
+    print(f"rank {index} of {count}")
+    total = torch.tensor(base + index)
+    dist.all_reduce(total)
+    return f"rank {index} of {count}", int(total)
+
+
+def fail_on_the_second() -> None:
+    """The first waits for the second, which never comes."""
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise DataError("rank 1 has no rows")
+    dist.barrier()
+
+
+def was_a_rank() -> bool:
+    return "WORLD_SIZE" in os.environ

@@ -55,6 +55,19 @@ def test_a_role_has_the_threads_that_the_config_gives(placement: Placement) -> N
     assert found == {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "2000"}
 
 
+def test_the_ranks_of_a_task_make_one_group_and_the_first_ones_word_counts(placement: Placement) -> None:
+    seen: list[str] = []
+    result = placement.run_task(remote.sum_over_ranks, 10, ranks=2, doing="adding", deadline_s=200, on_line=seen.append)
+    assert result == ("rank 0 of 2", 10 + 11)
+    assert sorted(seen) == ["rank 0 of 2", "rank 1 of 2"]
+    assert not placement.run_task(remote.was_a_rank, doing="looking", deadline_s=100)  # none does anything after it
+
+
+def test_a_rank_that_fails_ends_the_others_and_is_the_one_that_is_heard(placement: Placement) -> None:
+    with pytest.raises(DataError, match="rank 1 has no rows"):
+        placement.run_task(remote.fail_on_the_second, ranks=2, doing="adding", deadline_s=200)
+
+
 def test_a_task_prints_to_the_driver_while_it_runs(placement: Placement, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[float] = []
     result = placement.run_task(
