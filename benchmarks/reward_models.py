@@ -1,8 +1,8 @@
 """What is feedback worth to a reward model? Asked where the truth is known: of the `dialogue` recipe.
 
     python benchmarks/reward_models.py kinds runs/demo         # each kind, and all together, in the same time
-    python benchmarks/reward_models.py comments runs/demo      # four judgements of five are words alone: with, without
-    python benchmarks/reward_models.py noise runs/demo         # 10, 20, 30% of choices wrong: beside plain Bradley-Terry
+    python benchmarks/reward_models.py comments runs/demo      # four judgements of five are words: with and without
+    python benchmarks/reward_models.py noise runs/demo         # 10, 20, 30% of choices wrong: plain and otherwise
     python benchmarks/reward_models.py adversaries runs/demo   # 5 and 20% of people choose the worse: filtered or not
 
 Answers are those of RUN's base policy that were judged there; people are simulated, anew with each seed, as are the

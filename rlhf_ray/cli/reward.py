@@ -26,12 +26,24 @@ app = typer.Typer(
 
 
 @app.command()
-def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def train(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Learn from judgements of run.from's policy too, its own feedback taken over."),
+    ] = False,
+) -> None:
     """Up to the reward model: base policy, feedback, and a model of what people prefer. The default.
 
     What is learnt from is `reward_model.feedback`: pairs, rankings, ratings, thumbs, comments, or all of them (joint).
+
+    A policy that has learnt says what the reward model has not seen judged. `rlhf reward --refresh run.id=NEW
+    run.from=runs/OLD` samples OLD's policy, has its answers judged, and learns from both (people's judgements: from
+    what is in the store by now).
     """
-    run_until(load(config, overrides), "reward_model")
+    more = ["run.take=feedback", "reward_model.refresh=true"] if refresh else []
+    run_until(load(config, [*(overrides or []), *more]), "reward_model")
 
 
 @app.command()

@@ -78,6 +78,8 @@ class RewardModelConfig(Section):
     linear: LinearConfig = LinearConfig()
     lora: LoRAConfig = LoRAConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    refresh: bool = False
+    """Learn besides from what is said of the newer policy's answers, `run.from`'s; `rlhf reward --refresh` sets it."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose feedback only measures."""
     cross_validation: Annotated[int, Field(ge=0)] = 0

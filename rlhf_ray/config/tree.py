@@ -34,12 +34,23 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    """The prompts and the people's choices that a run reads."""
+    """The prompts and the people's feedback that a run reads."""
 
     path: Path | None = None
-    """People's choices: JSON Lines, plain or gzip, or Parquet. Only for `recipe: preferences`."""
+    """What people said: JSON Lines, plain or gzip, or Parquet. Only for `recipe: preferences`."""
     format: Literal[
-        "hh", "preference", "implicit", "feedback", "helpsteer2", "shp", "summaries", "lmarena", "argilla"
+        "hh",
+        "preference",
+        "implicit",
+        "unpaired",
+        "feedback",
+        "ultrafeedback",
+        "helpsteer2",
+        "shp",
+        "summaries",
+        "lmarena",
+        "argilla",
+        "mqm",
     ] = "hh"
     """How its rows are written, as for `rlhf feedback import`: `hh` as HH-RLHF has them, `preference`: `prompt`,
     `chosen`, `rejected`."""
@@ -169,7 +180,7 @@ class Config(Section):
     """Everything a run can be told."""
 
     recipe: Literal["dialogue", "preferences"] = "dialogue"
-    """`dialogue`: an invented world with a gold score; `preferences`: people's choices from `data.path`."""
+    """`dialogue`: an invented world with a gold score; `preferences`: what people said, from `data.path`."""
     method: Literal["rl", "dpo", "ipo", "kto"] = "rl"
     """How the policy is improved: against the reward model, with `ppo` below; or from choices (`dpo`, `ipo`), or from
     what people called good or bad (`kto`), with `direct` below."""
@@ -274,6 +285,10 @@ class Config(Section):
             raise ValueError("rewards.sources has an environment's reward: set rollout.environment")
         if self.rollout.turns > 1 and self.rollout.environment is None:
             raise ValueError(f"rollout.turns={self.rollout.turns} need somebody to talk to: set rollout.environment")
+        if self.reward_model.refresh and (self.run.from_ is None or self.run.take == "reward_model"):
+            raise ValueError(
+                "reward_model.refresh has the policy of another run judged: set run.from, and run.take=feedback"
+            )
         self._penalties_know_how_sure_a_reward_is()
         self._steps_may_be_sampled_ahead()
         if self.rollout.environment is not None and self.rollout.stop:
@@ -291,7 +306,7 @@ class Config(Section):
         if self.model.hidden % self.model.heads:
             raise ValueError(f"model.heads={self.model.heads} does not divide model.hidden={self.model.hidden}")
         if self.recipe == "preferences" and self.data.path is None:
-            raise ValueError("recipe: preferences needs data.path, a file of human choices")
+            raise ValueError("recipe: preferences needs data.path, a file of human feedback")
         if self.recipe == "dialogue" and self.data.held_out >= self.data.prompts:
             raise ValueError(f"data.held_out={self.data.held_out} leaves none of data.prompts={self.data.prompts}")
         return self

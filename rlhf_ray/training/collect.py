@@ -28,6 +28,17 @@ def collect_from_people(store: FeedbackStore, recipe: PreferencesRecipe, config:
     return _freeze(store, say=say)
 
 
+def collect_again(store: FeedbackStore, *, before: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Freezes what people have said by now; `DataError` where that is no more than `before`."""
+    found = _freeze(store, say=say)
+    if found["rows"] <= before["rows"]:
+        raise DataError(
+            f"{store.name} holds nothing that snapshot {before['snapshot']} does not: have people judge the newer "
+            "policy's answers first (rlhf feedback ask)"
+        )
+    return found
+
+
 def collect_from_annotators(
     store: FeedbackStore,
     recipe: Recipe,
@@ -36,8 +47,9 @@ def collect_from_annotators(
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
     say: Say,
+    sampler: str = "base-policy",
 ) -> dict[str, Any]:
-    """Samples answers from the base policy and has the simulated annotators judge them."""
+    """Samples answers from what the engines hold, called `sampler`, and has the simulated annotators judge them."""
     assert isinstance(recipe, DialogueRecipe), "only a generated world has annotators that can be simulated"
     wanted = config.feedback
     if wanted.prompts > len(recipe.train_prompts):
@@ -49,10 +61,10 @@ def collect_from_annotators(
     requests = requests_for(
         prompts, tokenizer, run_id=str(config.run.id), step="feedback", samples=wanted.answers, room=sampling.max_tokens
     )
-    say(f"sampling {len(requests)} answers to {len(prompts)} prompts from the base policy")
+    say(f"sampling {len(requests)} answers to {len(prompts)} prompts from the {sampler.replace('-', ' ')}")
     rollouts = generators.generate(requests, sampling)
     exchanges = exchanges_of(rollouts, prompts, tokenizer)
-    shown = _shown(prompts, exchanges, sampling, wanted.answers)
+    shown = _shown(prompts, exchanges, sampling, wanted.answers, sampler=sampler)
     unjudged = len(exchanges) - sum(len(answers) for _, answers in shown)
     if unjudged:
         say(f"{unjudged} of {len(exchanges)} answers are not judged: empty, or with none beside them to compare with")
@@ -73,14 +85,14 @@ def collect_from_annotators(
 
 
 def _shown(
-    prompts: list[Prompt], exchanges: list[Exchange], sampling: Sampling, answers: int
+    prompts: list[Prompt], exchanges: list[Exchange], sampling: Sampling, answers: int, *, sampler: str
 ) -> list[tuple[Prompt, list[Answer]]]:
     """Each prompt with its answers; an empty answer cannot be judged and is left out, and one that is left alone."""
     how = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     shown = []
     for row, prompt in enumerate(prompts):
         texts = [exchange.response for exchange in exchanges[row * answers : (row + 1) * answers]]
-        kept = [Answer(text=text, sampler="base-policy", sampling=how) for text in texts if text.strip()]
+        kept = [Answer(text=text, sampler=sampler, sampling=how) for text in texts if text.strip()]
         if len(kept) > 1:
             shown.append((prompt, kept))
     return shown

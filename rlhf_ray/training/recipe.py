@@ -49,13 +49,15 @@ def _fitting(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, conf
 
 
 def make_preferences(config: Config) -> PreferencesRecipe:
-    """People's choices, split so that no group lies on both sides."""
+    """People's judgements of any kind, split so that no group lies on both sides."""
     if config.data.path is None:
-        raise ConfigError("recipe: preferences needs data.path, a file of human choices")
+        raise ConfigError("recipe: preferences needs data.path, a file of human feedback")
     data, found = config.data, Found()
-    feedback = read_feedback(config.data.path, data.format, found, on_bad_row=data.on_bad_row)
-    choices = [item for item in feedback if item.preferences]
-    if not choices:
-        raise DataError(f"{data.path} compares no answers ({found.describe()}): give a file of people's choices")
-    train, held_out = split_by_group(choices, group=lambda item: item.group, held_out=data.held_out, seed=config.seed)
+    feedback = list(read_feedback(config.data.path, data.format, found, on_bad_row=data.on_bad_row))
+    if not any(item.preferences or item.rating for item in feedback):
+        raise DataError(
+            f"{data.path} neither compares answers nor rates them ({found.describe()}): give a file of choices "
+            "or ratings"
+        )
+    train, held_out = split_by_group(feedback, group=lambda item: item.group, held_out=data.held_out, seed=config.seed)
     return PreferencesRecipe(train, held_out, described=found.describe())

@@ -27,7 +27,7 @@ from rlhf_ray.roles.environment import load_environment
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
-from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.training.collect import collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.direct import make_direct_policy
 from rlhf_ray.training.improve import improve
@@ -146,6 +146,7 @@ class Run:
         wanted = [self.folder.reward_model, *([self.folder.judge] if judged else [])]
         if not all(folder.exists() for folder in wanted):
             self._collect_feedback()
+            self._refresh_feedback()
         if judged and (self.folder.read_json("reward_model.json") or {"half": 0}).get("half") is None:
             raise ConfigError(
                 "reward_model.judge: this run's reward model has learnt from all annotators, the judge's too; "
@@ -232,6 +233,38 @@ class Run:
                     store, self.recipe, generators, tokenizer=self.tokenizer, config=self.config, say=self.say
                 )
             self.folder.write_json("feedback.json", record)
+
+    def _refresh_feedback(self) -> None:
+        """Has the newer policy's answers judged too, once, where that is asked for."""
+        before = self.folder.read_json("feedback.json")
+        if not self.config.reward_model.refresh or "refreshed_from" in before:
+            return
+        newer = self.newer_policy()
+        with self._timed("refreshed_feedback"), FeedbackStore(self._store) as store:
+            if isinstance(self.recipe, PreferencesRecipe):
+                record = collect_again(store, before=before, say=self.say)
+            else:
+                generators = self.placement.start_generators(newer, weights_step=0, say=self.say)
+                self.placement.wait_ready(say=self.say)
+                record = collect_from_annotators(
+                    store,
+                    self.recipe,
+                    generators,
+                    tokenizer=self.tokenizer,
+                    config=self.config,
+                    say=self.say,
+                    sampler="current-policy",
+                )
+                self.placement.stop(generators)
+            self.folder.write_json("feedback.json", {**record, "refreshed_from": before["snapshot"]})
+
+    def newer_policy(self) -> Path:
+        """The one that `run.from` has trained; `InputError` where it has not yet."""
+        assert self.config.run.from_ is not None, "the config sees to that"
+        source, _ = existing_run(self.config.run.from_)
+        if not source.policy.is_dir():
+            raise InputError(f"run.from={source.path} has trained no policy yet; run its command again first")
+        return source.policy
 
     def _cross_validate(self) -> None:
         """Adds to the record what reward models of all folds are worth, where that is asked for and not there yet."""

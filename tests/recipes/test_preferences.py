@@ -1,6 +1,6 @@
 """People's pairs as a recipe."""
 
-from rlhf_ray.feedback.schema import Answer, Feedback, Ranking
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
 from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.types import Message
 
@@ -27,6 +27,19 @@ def test_a_prompt_with_several_pairs_is_asked_once() -> None:
 
 def test_it_imitates_what_people_chose() -> None:
     assert [exchange.response for exchange in recipe().demonstrations()] == ["yes", "sure", "yes"]
+
+
+def rated(n: int, text: str, value: float) -> Feedback:
+    return make_pair(n).model_copy(
+        update={"answers": (Answer(text=text, sampler="them"),), "ranking": None, "rating": Rating(value=value)}
+    )
+
+
+def test_of_what_was_rated_it_imitates_what_is_better_than_most() -> None:
+    ratings = [rated(1, "bad", 1.0), rated(1, "good", 5.0), rated(2, "fair", 3.0)]
+    recipe = PreferencesRecipe([*ratings, make_pair(3)], [make_pair(4)], described="")
+    assert [exchange.response for exchange in recipe.demonstrations()] == ["good", "yes"]
+    assert [prompt.id for prompt in recipe.train_prompts] == ["p1", "p2", "p3"]
 
 
 def test_its_texts_are_those_of_the_training_side_each_once() -> None:

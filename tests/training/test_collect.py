@@ -9,7 +9,7 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.training.collect import collect_from_annotators, collect_from_people
+from rlhf_ray.training.collect import collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling
 from tests.recipes.test_preferences import make_pair
 from tests.training.fakes import Roles, Tokenizer
@@ -79,3 +79,13 @@ def test_only_the_training_side_of_peoples_choices_is_stored(tmp_path: Path) -> 
         Exchange(row.prompt, row.answers[row.ranking.ranks.index(1)].text).response for row in rows if row.ranking
     }
     assert chosen == {"yes 0", "yes 1", "yes 2"}
+
+
+def test_what_people_have_said_since_is_frozen_and_where_that_is_nothing_it_is_an_error(tmp_path: Path) -> None:
+    recipe = PreferencesRecipe([make_pair("a")], [make_pair("b")], described="two pairs")
+    with FeedbackStore(tmp_path / "s.db") as store:
+        before = collect_from_people(store, recipe, config(), say=lambda _: None)
+        with pytest.raises(DataError, match="have people judge the newer policy's answers"):
+            collect_again(store, before=before, say=lambda _: None)
+        store.add([make_pair("c")])
+        assert collect_again(store, before=before, say=lambda _: None)["rows"] == 2

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_ray.config import Config, load_config
 from rlhf_ray.errors import ConfigError, InfrastructureError, InputError, ModelError
+from rlhf_ray.training import stages
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stages import Run, check_models, run_stages, take_over
 from tests.models.tiny import make_policy_folder
@@ -130,3 +131,71 @@ def test_a_reward_model_given_as_a_folder_is_neither_fitted_nor_validated(tmp_pa
     reward_stage(folder, task := Task([]), f"reward_model.path={given}")
     assert folder.reward_model.exists()
     assert task.doing == []
+
+
+class Engines:
+    """Stands for Ray where engines are started: notes on which policy, and that they are let go of."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def start_generators(self, model: Path, **_: Any) -> str:
+        self.events.append(model)
+        return "engines"
+
+    def wait_ready(self, **_: Any) -> None:
+        self.events.append("ready")
+
+    def stop(self, group: str) -> None:
+        self.events.append(f"{group} stopped")
+
+
+def test_a_newer_policys_answers_are_judged_once_and_learnt_from_besides(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old / "policy").mkdir()
+    told = config(old, "run.take=feedback", "reward_model.refresh=true")
+    new = RunFolder.open(told)
+    take_over(told, new, say=lambda _: None)
+    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+    run._placement = engines = Engines()  # type: ignore[assignment]
+    run._tokenizer = "tokenizer"
+    asked: list[str] = []
+
+    def collect(*_: Any, sampler: str, **__: Any) -> dict[str, Any]:
+        asked.append(sampler)
+        return {"snapshot": "s2", "rows": 7}
+
+    monkeypatch.setattr(stages, "collect_from_annotators", collect)
+    for _ in range(2):
+        run._refresh_feedback()
+    assert asked == ["current-policy"]
+    assert engines.events == [old / "policy", "ready", "engines stopped"]
+    assert new.read_json("feedback.json") == {"snapshot": "s2", "rows": 7, "refreshed_from": "s"}
+    new.close()
+
+
+def test_a_run_without_a_policy_has_nothing_newer(old: Path) -> None:
+    told = config(old, "run.take=feedback", "reward_model.refresh=true")
+    new = RunFolder.open(told)
+    take_over(told, new, say=lambda _: None)
+    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="has trained no policy yet"):
+        run._refresh_feedback()
+    new.close()
+
+
+@pytest.mark.parametrize("overrides", [["reward_model.refresh=true"], ["reward_model.refresh=true", "run.from=x"]])
+def test_a_refresh_says_what_it_needs(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"set run.from, and run.take=feedback"):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(("settings", "fits"), [([], True), (["reward_model.ensemble.heads=0"], False)])
+def test_a_penalty_for_doubt_needs_a_reward_model_that_has_some(settings: list[str], fits: bool) -> None:
+    told = ["rewards.sources.own={kind: model, uncertainty: 0.5}", *settings]
+    if fits:
+        assert load_config(None, told).rewards.own_model
+    else:
+        with pytest.raises(ConfigError, match="is that of an ensemble"):
+            load_config(None, told)

@@ -20,7 +20,7 @@ from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
-from rlhf_ray.training.reward.measure import Together, measure
+from rlhf_ray.training.reward.measure import Together, measure, told_by
 from rlhf_ray.training.reward.objective import kinds_of
 from rlhf_ray.training.reward.validate import cross_validate
 
@@ -47,7 +47,10 @@ def make_reward_model(
     first = rank_and_count()[0] == 0
     say = print if first else _nothing
     said = ", ".join(f"{n} {kind}" for kind, n in counted(of_kinds(train, kinds_of(wanted.feedback))).items())
-    say(f"reward model: {said} to learn from; {len(comparisons(held_out))} choices between two answers held out")
+    say(
+    judging = len(told_by(held_out, wanted.feedback))
+    say(f"reward model: {said} to learn from; {judging} choices between two answers held out")
+    )
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
         say(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
