@@ -47,10 +47,8 @@ def make_reward_model(
     first = rank_and_count()[0] == 0
     say = print if first else _nothing
     said = ", ".join(f"{n} {kind}" for kind, n in counted(of_kinds(train, kinds_of(wanted.feedback))).items())
-    say(
     judging = len(told_by(held_out, wanted.feedback))
     say(f"reward model: {said} to learn from; {judging} choices between two answers held out")
-    )
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
         say(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
