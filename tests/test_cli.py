@@ -121,7 +121,10 @@ def test_tasks_are_asked_once_and_what_is_erased_is_gone(tmp_path: Path) -> None
     (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + '\n{"prompt": "Hi"}\n')
     refused = rlhf("feedback", "ask", "bad.jsonl", "--store", "s.db", cwd=tmp_path)
     assert (refused.returncode, "bad.jsonl, line 2: give a completion_id" in refused.stderr) == (2, True)
-    for told, said in (([], "give --store, or --service"), (["--store", "s.db", "--ensemble", "x"], "twice or more")):
+    for told, said in (
+        ([], "give --store, or --service"),
+        (["--store", "s.db", "--ensemble", "x"], "x is not a run folder"),
+    ):
         refused = rlhf("feedback", "ask", "ask.jsonl", *told, cwd=tmp_path)
         assert (refused.returncode, said in refused.stderr) == (2, True)
     erase = ["feedback", "erase", "--store", "s.db", "--text", "Hello 2?", "--reason", "asked"]

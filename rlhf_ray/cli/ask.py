@@ -31,7 +31,9 @@ def ask(
     ] = 0.0,
     ensemble: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="A run's folder with a reward model; twice at least: what they disagree on goes first."),
+        typer.Option(
+            help="A run's folder with a reward model; several, or one with members: what they disagree on goes first."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -48,8 +50,6 @@ def ask(
 
     if (store is None) == (service is None):
         raise InputError("say where to: give --store, or --service")
-    if ensemble is not None and len(ensemble) < 2:
-        raise InputError("one reward model cannot disagree: give --ensemble twice or more")
     wanted = list(_read(file, overlap=overlap))
     if ensemble:
         wanted = _by_disagreement(wanted, ensemble)
@@ -106,17 +106,21 @@ def _by_disagreement(wanted: Sequence["NewTask"], folders: Sequence[Path]) -> li
 
     from rlhf_ray.algo.disagreement import preference_disagreement
     from rlhf_ray.errors import InputError
-    from rlhf_ray.models.reward import load_reward_model
+    from rlhf_ray.models.reward import load_reward_model, members_of
     from rlhf_ray.serving.labelling import exchanges_of
     from rlhf_ray.training.run_folder import existing_run
+
+    members = [path for folder in folders for path in members_of(existing_run(folder)[0].reward_model)]
+    if len(members) < 2:
+        raise InputError(
+            "one reward model cannot disagree: give --ensemble twice or more, or a run with several members"
+        )
 
     if any(task.completion_id for task in wanted):
         raise InputError("--ensemble scores texts: bring prompt and completions instead of completion_id")
     compared = [task for task in wanted if len(task.completions or ()) > 1]
     exchanges = [exchange for task in compared for exchange in exchanges_of(task)]
-    scores = torch.tensor(
-        [load_reward_model(existing_run(folder)[0].reward_model).score(exchanges) for folder in folders]
-    )
+    scores = torch.tensor([load_reward_model(path).score(exchanges) for path in members])
     priority: dict[int, float] = {}
     start = 0
     for task in compared:

@@ -224,30 +224,26 @@ def _reward_model_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mistake(item: Mapping[str, Any]) -> dict[str, Any]:
-    gold = items(item.get("gold")) or [None, None]
+    gold = [float(known) if isinstance(known, int | float) else None for known in items(item.get("gold"))]
+    better, other = [*gold, None, None][:2]
     chance = figure(item, "probability")
+    said = [("gold", _two_decimals(better)), ("its probability", "" if chance is None else f"{chance:.3f}")]
     return {
         **_turns(item),
-        "chance": "" if chance is None else f"{chance:.3f}",
         "answers": [
-            (side, shorten(item.get(side)), _two_decimals(float(known) if isinstance(known, int | float) else None))
-            for side, known in zip(("preferred", "other"), gold, strict=False)
+            ("after", "preferred", said, shorten(item.get("preferred"))),
+            ("before", "other", [("gold", _two_decimals(other))], shorten(item.get("other"))),
         ],
     }
 
 
 def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
+    def figures(side: str) -> list[tuple[str, str]]:
+        return [(name, _two_decimals(figure(item, f"{name}_{side}"))) for name in ("gold", "reward")]
+
     return {
         **_turns(item),
-        "answers": [
-            (
-                side,
-                shorten(item.get(side)),
-                _two_decimals(figure(item, f"gold_{side}")),
-                _two_decimals(figure(item, f"reward_{side}")),
-            )
-            for side in ("before", "after")
-        ],
+        "answers": [(side, side, figures(side), shorten(item.get(side))) for side in ("before", "after")],
     }
 
 

@@ -1,6 +1,7 @@
 """What is asked first, where reward models disagree."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from rlhf_ray.cli.feedback import app
 from rlhf_ray.config import load_config
+from rlhf_ray.errors import InputError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.feedback.tables import tasks
 from rlhf_ray.models.reward import new_reward_model
@@ -48,3 +50,14 @@ def test_what_models_disagree_on_has_the_higher_priority_and_single_answers_have
     assert [value is None for value in unlike] == [n % 3 == 0 for n in range(6)]
     assert all(value > 1e-9 for value in unlike if value is not None)
     assert all(value == pytest.approx(0, abs=1e-12) for value in alike if value is not None)
+
+
+def test_one_reward_model_cannot_disagree_and_the_members_of_one_can(tmp_path: Path, file: Path) -> None:
+    run = make_run(tmp_path, "one", 1)
+    told = ["ask", str(file), "--store", str(tmp_path / "s.db"), "--ensemble", str(run)]
+    refused = CliRunner().invoke(app, told)
+    assert isinstance(refused.exception, InputError)
+    assert "or a run with several members" in str(refused.exception)
+    shutil.copytree(make_run(tmp_path, "two", 2) / "reward_model", run / "reward_model" / "members" / "1")
+    assert CliRunner().invoke(app, told).exit_code == 0
+    assert any(value for value in priorities(tmp_path / "s.db"))
