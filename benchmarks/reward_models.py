@@ -37,8 +37,11 @@ from rlhf_ray.training.reward.stage import read_snapshot
 from rlhf_ray.training.run_folder import existing_run
 from rlhf_ray.types import Prompt
 
-SECONDS = {"pairs": 20.0, "rankings": 75.0, "ratings": 10.0, "thumbs": 4.0, "comments": 25.0}
-"""Of one judgement: to read two answers and choose, to order six, to give stars, a thumb, to write a sentence."""
+READ_PROMPT, READ_ANSWER = 4.0, 6.0
+SAY = {"pairs": 4.0, "rankings": 20.0, "ratings": 4.0, "thumbs": 1.5, "comments": 15.0}
+"""Seconds: to read, and then to choose between two answers, to order six, to give one stars or a thumb, to write a
+sentence about one. Whoever has read six answers may say several things of them."""
+ANSWERS = 6
 HELD_OUT = 0.3
 FIT = {"learning_rate": 7e-4, "batch_size": 12, "max_epochs": 8, "eval_every": 40, "patience": 4, "tail": 0.5}
 UP_FROM = 0.6
@@ -170,32 +173,38 @@ def crowd(count: int, rng: random.Random, *, flips: Sequence[float] = (0.1,), fo
 
 
 def kinds(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Each kind for all of the time; and a share of the time for each, learnt from together."""
+    """Each kind for all of the time, and all of them together: of six answers read their order, stars and a thumb for
+    each, and a sentence about one.
+    """
     world = World(run, seed)
     people = crowd(8, world.rng)
     budget = options.hours * 3600
 
-    def collect(kind: str, seconds: float) -> list[Feedback]:
-        n = int(seconds / SECONDS[kind])
-        who = (people[i % len(people)] for i in range(10 * n))
-        if kind in ("pairs", "rankings"):
-            shown = world.draw(2 if kind == "pairs" else 6)
-            return [world.order(next(who), *next(shown)) for _ in range(n)]
-        shown = world.draw(1)
-        found = []
-        for number in range(n):
-            person, (prompt, [text]) = next(who), next(shown)
-            if kind == "comments":
-                found.append(world.comment(person, prompt, text))
-                if number % 5 == 0:  # one in five is rated too, or nobody would know what words are worth
-                    found.append(world.rate(person, prompt, text))
-            else:
-                found.append((world.rate if kind == "ratings" else world.thumb)(person, prompt, text))
+    def sit(kinds: Sequence[str]) -> list[Feedback]:
+        shown, found, spent, turn = world.draw(2 if kinds == ["pairs"] else ANSWERS), [], 0.0, 0
+        while spent < budget:
+            person, (prompt, texts) = people[turn % len(people)], next(shown)
+            turn += 1
+            spent += READ_PROMPT + READ_ANSWER * len(texts)
+            for kind in kinds:
+                if kind in ("pairs", "rankings"):
+                    found.append(world.order(person, prompt, texts))
+                    spent += SAY[kind]
+                elif kind == "comments":
+                    about = texts if kinds == ["comments"] else texts[:1]
+                    found += [world.comment(person, prompt, text) for text in about]
+                    spent += SAY[kind] * len(about)
+                    if kinds == ["comments"]:  # one in six is rated too, or nobody would know what words are worth
+                        found.append(world.rate(person, prompt, texts[0]))
+                        spent += SAY["ratings"]
+                else:
+                    say = world.rate if kind == "ratings" else world.thumb
+                    found += [say(person, prompt, text) for text in texts]
+                    spent += SAY[kind] * len(texts)
         return found
 
-    alone = {kind: world.accuracy(collect(kind, budget), feedback=kind) for kind in SECONDS}
-    pooled = [item for kind in SECONDS for item in collect(kind, budget / len(SECONDS))]
-    return {**alone, "joint": world.accuracy(pooled, feedback="joint")}
+    alone = {kind: world.accuracy(sit([kind]), feedback=kind) for kind in SAY}
+    return {**alone, "joint": world.accuracy(sit(["rankings", "ratings", "thumbs", "comments"]), feedback="joint")}
 
 
 def comments(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
