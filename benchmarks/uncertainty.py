@@ -1,9 +1,9 @@
-"""Does a penalty on what an ensemble is unsure of keep PPO honest? Against a reward model of 50 rankings, on and off.
+"""Does a penalty on what an ensemble is unsure of keep PPO honest? Against a reward model of 50 pairs, on and off.
 
     python benchmarks/uncertainty.py --root runs            # 5 seeds, about 13 minutes each on two cores
 
-Each seed has a world, a base policy and an ensemble of five of its own. Both runs of a seed share all of that; one takes
-`uncertainty` times the members' variance off the reward. Gold is compared at equal KL to the base policy: the curves of
+Each seed has a world, a base policy and an ensemble of five of its own. Both runs of a seed share all of that; one
+takes `uncertainty` times the members' variance off the reward. Gold is compared at equal KL to the base policy: the curves of
 gold over KL, averaged over the KL that both runs reach, and where the shorter of them ends. Finished runs are not made
 again. The differences' intervals are Student's, over seeds.
 """

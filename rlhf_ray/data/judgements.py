@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal
 
@@ -133,6 +133,20 @@ def counted(judgements: Iterable[Judgement]) -> dict[str, int]:
     for item in judgements:
         found[item.kind] += 1
     return {kind: n for kind, n in found.items() if n}
+
+
+def taken_apart(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """The same with every order as its strict preferences, two answers at a time; ties and the place shown go."""
+    found: list[Judgement] = []
+    for item in judgements:
+        if isinstance(item, Ordered):
+            found += [
+                replace(item, answers=(item.answers[i], item.answers[j]), ranks=(1, 2), first=None)
+                for i, j in item.preferences
+            ]
+        else:
+            found.append(item)
+    return found
 
 
 def of_kinds(judgements: Sequence[Judgement], kinds: Iterable[Kind]) -> list[Judgement]:

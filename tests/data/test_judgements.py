@@ -7,6 +7,7 @@ from rlhf_ray.data.judgements import (
     counted,
     exchanges_of,
     of_kinds,
+    taken_apart,
 )
 from rlhf_ray.types import Exchange, Message, Prompt
 
@@ -62,3 +63,14 @@ def test_kinds_are_told_apart_and_answers_are_named_once() -> None:
     assert counted(items) == {"pairs": 1, "rankings": 1, "ratings": 1, "comments": 1}
     assert of_kinds(items, ["pairs", "comments"]) == [items[0], items[3]]
     assert exchanges_of(items) == [*(Exchange(PROMPT, text) for text in "abc"), Exchange(OTHER, "c")]
+
+
+def test_an_order_taken_apart_is_its_strict_preferences() -> None:
+    order = Ordered(PROMPT, ("a", "b", "c"), (1, 2, 2), margin=0.5, first=0, annotator="ann", weight=2.0)
+    apart = taken_apart([order, Rated(PROMPT, "a", 1.0)])
+    told = {"margin": 0.5, "annotator": "ann", "weight": 2.0}
+    assert apart == [
+        Ordered(PROMPT, ("a", "b"), (1, 2), **told),
+        Ordered(PROMPT, ("a", "c"), (1, 2), **told),
+        Rated(PROMPT, "a", 1.0),
+    ]

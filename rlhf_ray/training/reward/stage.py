@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config import Config
-from rlhf_ray.data.judgements import Comparison, Judgement, comparisons, counted, exchanges_of, of_kinds
+from rlhf_ray.data.judgements import Comparison, Judgement, comparisons, counted, exchanges_of, of_kinds, taken_apart
 from rlhf_ray.data.reading import Reader
 from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
@@ -129,7 +129,8 @@ def read_sides(
     if not comparisons(outer):
         raise DataError(f"none of {len(outer)} held-out judgements compare two answers; raise reward_model.held_out")
     if wanted.limit is not None and half != 1:  # the judge learns from all of its half
-        inner = random.Random(f"limit/{config.seed}").sample(learnable, min(wanted.limit, len(learnable)))
+        counted_in = taken_apart(learnable) if wanted.feedback == "pairs" else learnable
+        inner = random.Random(f"limit/{config.seed}").sample(counted_in, min(wanted.limit, len(counted_in)))
     return inner, outer, reader
 
 
