@@ -3,9 +3,9 @@
     python benchmarks/uncertainty.py --root runs            # 5 seeds, about 13 minutes each on two cores
 
 Each seed has a world, a base policy and an ensemble of five of its own. Both runs of a seed share all of that; one
-takes `uncertainty` times the members' variance off the reward. Gold is compared at equal KL to the base policy: the curves of
-gold over KL, averaged over the KL that both runs reach, and where the shorter of them ends. Finished runs are not made
-again. The differences' intervals are Student's, over seeds.
+takes `uncertainty` times the members' variance off the reward. Gold is compared at equal KL to the base policy: the
+curves of gold over KL, averaged over the KL that both runs reach, and where the shorter of them ends. Finished runs are
+not made again. The differences' intervals are Student's, over seeds.
 """
 
 import argparse

@@ -88,8 +88,8 @@ class RewardModelConfig(Section):
     """Learn from one half of the annotators, and a second model from the other half: that one only measures
     (`evaluate.every`)."""
     limit: Count | None = None
-    """A control: learn from so many judgements only, of `pairs` from so many pairs. What PPO then finds is what they left
-    open."""
+    """A control: learn from so many judgements only, with `pairs` from so many pairs. What PPO then finds is what they
+    left open."""
     shuffle_labels: bool = False
     """A control: learn from labels that say nothing. What PPO then gains is luck."""
     fit: RewardFitConfig = RewardFitConfig()

@@ -2,10 +2,11 @@
 
 import pytest
 
-from rlhf_ray.data.judgements import Comparison, Ordered, Rated
+from rlhf_ray.config import load_config
+from rlhf_ray.data.judgements import Comparison, Ordered, Rated, counted
 from rlhf_ray.errors import DataError
-from rlhf_ray.feedback.schema import Answer, Feedback, Rating
-from rlhf_ray.training.reward.stage import halves, truly_ordered
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
+from rlhf_ray.training.reward.stage import halves, read_sides, truly_ordered
 from rlhf_ray.types import Message, Prompt
 
 PROMPT = Prompt("p", (Message("user", "?"),), "p")
@@ -48,3 +49,46 @@ def test_no_annotator_is_in_both_halves() -> None:
 def test_one_annotator_makes_no_two_halves() -> None:
     with pytest.raises(DataError, match="two annotators"):
         halves([judgement("ann"), judgement("ann")])
+
+
+def ranked(n: int, annotator: str = "ann") -> list[Feedback]:
+    return [
+        judgement(annotator).model_copy(
+            update={
+                "prompt_id": f"{i}",
+                "group": f"{i}",
+                "answers": tuple(Answer(text=text, sampler="base") for text in "abc"),
+                "rating": None,
+                "ranking": Ranking(ranks=(1, 2, 2)),
+            }
+        )
+        for i in range(n)
+    ]
+
+
+def test_sides_share_no_group_and_are_read_by_what_the_first_has_taught() -> None:
+    train, held_out, _ = read_sides(ranked(20), load_config(None, ["reward_model.held_out=0.25"]))
+    groups = [{item.prompt.group for item in side} for side in (train, held_out)]
+    assert (len(groups[0]), len(groups[1]), groups[0] & groups[1]) == (15, 5, set())
+
+
+def test_a_limit_counts_pairs_where_pairs_are_learnt_from_and_judgements_elsewhere() -> None:
+    for feedback, kinds in (("pairs", {"pairs": 7}), ("rankings", {"rankings": 7})):
+        told = load_config(None, ["reward_model.limit=7", f"reward_model.feedback={feedback}"])
+        train, _, _ = read_sides(ranked(20), told)
+        assert counted(train) == kinds
+
+
+@pytest.mark.parametrize(
+    ("feedback", "said"),
+    [("thumbs", "holds no thumbs to learn from, but rankings"), ("comments", "worth something only beside ratings")],
+)
+def test_nothing_to_learn_from_is_an_error_that_says_what_there_is(feedback: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_sides(ranked(20), load_config(None, [f"reward_model.feedback={feedback}"]))
+
+
+def test_nothing_to_compare_by_is_an_error() -> None:
+    alone = [judgement("ann").model_copy(update={"prompt_id": f"{i}", "group": f"{i}"}) for i in range(20)]
+    with pytest.raises(DataError, match="none of 2 held-out judgements compare two answers"):
+        read_sides(alone, load_config(None, ["reward_model.feedback=ratings"]))
