@@ -72,6 +72,12 @@ class RewardModel:
             rewards.tolist(), self.sureness.spread(features).tolist(), self.sureness.strange(features).tolist()
         )
 
+    def opinions(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
+        """(B, K) what each of its heads makes of each exchange; no column where it has none."""
+        if self.sureness is None:
+            return torch.zeros(len(exchanges), 0)
+        return self.sureness.opinions(self.features(self.encode(exchanges)))
+
     def features(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, H) what the head reads of token id lists, without gradients."""
         with self._headless():

@@ -38,14 +38,19 @@ class Sureness:
     limit: Tensor
     """() the distance that one in a hundred texts of the same kind exceeds."""
 
-    def spread(self, features: Tensor) -> Tensor:
-        """(B) standard deviation over the heads of the reward of features (B, H), each less what it says of the mean.
+    def opinions(self, features: Tensor) -> Tensor:
+        """(B, K) the reward by each head of features (B, H), less what it says of their mean.
 
         A reward is known up to a constant; that of each head is set by the texts that were learnt from.
         """
+        opinions: Tensor = (features - self.middle) @ self.heads.T
+        return opinions
+
+    def spread(self, features: Tensor) -> Tensor:
+        """(B) standard deviation of the opinions; 0 where there are no two."""
         if len(self.heads) < 2:
             return torch.zeros(len(features))
-        return ((features - self.middle) @ self.heads.T).std(1, correction=0)
+        return self.opinions(features).std(1, correction=0)
 
     def strange(self, features: Tensor) -> Tensor:
         """(B) bool: farther from what was learnt from than it should be, by the distance of Mahalanobis 1936.

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from rlhf_ray.algo.clusters import Estimate, jackknife_of, mean_of, share_of, spearman
 from rlhf_ray.algo.ranking import expected_calibration_error, reliability_bins
@@ -38,12 +39,11 @@ class Together:
         columns = [member.score(exchanges) for member in self.members]
         return [statistics.fmean(row) for row in zip(*columns, strict=True)]
 
-    def spreads(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """Standard deviations over the members, or over the heads of a single one; empty where it has none."""
+    def opinions(self, exchanges: Sequence[Exchange]) -> Tensor:
+        """(B, K) what each member, or each head of a single one, makes of each exchange."""
         if len(self.members) == 1:
-            return self.members[0].consider(exchanges).spreads
-        columns = [member.score(exchanges) for member in self.members]
-        return [statistics.pstdev(row) for row in zip(*columns, strict=True)]
+            return self.members[0].opinions(exchanges)
+        return torch.tensor([member.score(exchanges) for member in self.members]).T
 
 
 def measure(reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
@@ -86,19 +86,19 @@ def by_kind(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, 
 
 
 def how_sure(ensemble: Together, pairs: Sequence[Comparison]) -> dict[str, Any] | None:
-    """Accuracy where it is surest of the answers, and where least: halves by the spread of the two. None without any.
-
-    What its own doubt is good for shows in the difference.
+    """Accuracy on the half of the choices where its opinions on them agree most, and on the other; their mean spread on
+    an answer. What its doubt is good for shows in the difference. None where it has no two opinions.
     """
-    spreads = ensemble.spreads([Exchange(pair.prompt, text) for pair in pairs for text in (pair.better, pair.worse)])
-    if not spreads or len(pairs) < 2:
+    exchanges = [Exchange(pair.prompt, text) for pair in pairs for text in (pair.better, pair.worse)]
+    opinions = ensemble.opinions(exchanges)
+    if opinions.shape[1] < 2 or len(pairs) < 2:
         return None
-    doubt = [max(one, other) for one, other in zip(spreads[::2], spreads[1::2], strict=True)]
+    doubt = (opinions[::2] - opinions[1::2]).std(1, correction=0).tolist()
     margins = margins_of(ensemble, pairs)
     order = sorted(range(len(pairs)), key=lambda place: doubt[place])
     half = len(order) // 2
     return {
-        "spread": statistics.fmean(spreads),
+        "spread": float(opinions.std(1, correction=0).mean()),
         "surest": _at(order[:half], margins, pairs),
         "least_sure": _at(order[half:], margins, pairs),
     }
