@@ -87,7 +87,7 @@ def fit_reward_model(
     members = [reward_model, *(member(number)[0] for number in range(1, config.ensemble.members))]
     if rank_and_count()[0] > 0:
         return {}  # the first one says and saves it all
-    learnable = of_kinds(train, kinds_of(config.feedback))
+    learnable = _learnable(train, config, seed=seed)
     reward_model.sureness = learn_sureness(reward_model, *_split(learnable, seed=seed), config=config, seed=seed)
     if folder is not None:
         for path, saved in zip(
@@ -114,13 +114,12 @@ def learn(
     base: Path, train: Judgements, *, config: RewardModelConfig, seed: int, **say: Any
 ) -> tuple[RewardModel, FitResult, dict[str, Any]]:
     """A reward model with one head and scores of known scale, how its fit went, and what `standardise` says."""
-    learnable = of_kinds(train, kinds_of(config.feedback))
+    learnable = _learnable(train, config, seed=seed)
     body = "decoder" if config.backbone == "linear" else config.backbone
     reward_model = new_reward_model(
         base, body, body=config.body, heads=len(config.aspects), texts=_texts(learnable), seed=seed
     )
-    labelled = shuffled(learnable, seed=seed) if config.shuffle_labels else learnable
-    inner, validation = _split(labelled, seed=seed)
+    inner, validation = _split(learnable, seed=seed)
     result = _fit(reward_model, inner, validation, config=config, seed=seed, **say)
     reward_model.fold_heads(list(config.aspects.values()))
     confirming = comparisons(validation)
@@ -181,6 +180,12 @@ def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
         else:
             dealt.append(_turned(item) if rng.random() < 0.5 else item)
     return dealt
+
+
+def _learnable(train: Judgements, config: RewardModelConfig, *, seed: int) -> Judgements:
+    """What the config learns from, with the labels that it gives them."""
+    learnable = of_kinds(train, kinds_of(config.feedback))
+    return shuffled(learnable, seed=seed) if config.shuffle_labels else learnable
 
 
 def _turned(item: Ordered) -> Ordered:

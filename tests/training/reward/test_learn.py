@@ -12,6 +12,7 @@ from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, comparisons, exchanges_of
 from rlhf_ray.errors import DataError
 from rlhf_ray.models.reward import load_reward_model, members_of, new_reward_model
+from rlhf_ray.training import fit
 from rlhf_ray.training.reward.learn import fit_reward_model, shuffled, standardise
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
@@ -256,6 +257,38 @@ def test_one_seed_gives_one_reward_model(tmp_path: Path) -> None:
         learn(tmp_path / name, choices(40), fit={"max_epochs": 1})
     first, again = (load_reward_model(tmp_path / name / "reward").model.state_dict() for name in ("first", "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_fit_that_broke_off_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links and all."""
+    monkeypatch.setattr(fit, "SAVE_AFTER_S", 0.0)
+    base, lines = make_policy_folder(tmp_path / "base"), []
+
+    def go(name: str, *, until: str = "never") -> None:
+        def progress(line: str) -> None:
+            lines.append(line)
+            if until in line:
+                raise KeyboardInterrupt
+
+        fit_reward_model(
+            base,
+            KINDS["joint"],
+            held_out=choices(20, start=1000),
+            config=make_config(feedback="joint", ties="davidson"),
+            folder=tmp_path / name,
+            seed=0,
+            progress=progress,
+            fits=tmp_path / f"{name}-fits",
+        )
+
+    go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("broken", until=" step 30/")
+    lines.clear()
+    go("broken")
+    assert lines[0] == "reward_model goes on from its checkpoint at step 20"
+    whole, broken = (load_reward_model(tmp_path / name).model.state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 def test_too_few_to_hold_any_out_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
