@@ -11,9 +11,9 @@ from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.errors import DataError
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.training.fit import Batch, FitResult
-from rlhf_ray.training.reward.objective import Judged, RewardNetwork, judgements_of, nats
+from rlhf_ray.training.reward.objective import RATING_NOISE, Judged, RewardNetwork, judgements_of, nats
 
-LINKS = ("tie", "threshold", "offset", "log_slope", "log_noise")
+LINKS = ("tie", "threshold", "offset", "log_slope")
 
 
 def fit_linear(
@@ -54,7 +54,7 @@ def _by_ridge(rows: Tensor, batch: Batch, config: RewardModelConfig) -> tuple[Te
         weight[number], bias[number] = ridge(
             rows[row[here]],
             batch["targets"][here],
-            batch["rating_weight"][here] / 2,  # half the squares, as the loss has them
+            batch["rating_weight"][here] / (2 * RATING_NOISE),  # as the loss has it
             penalty=config.linear.penalty,
         )
     return weight, bias, _no_links(config)
@@ -75,10 +75,10 @@ class Line:
         self._learnt = [name for name in LINKS if config.feedback == "joint" or name in ("tie", "threshold")]
         self._sizes = [self._aspects * width, self._aspects, *(self._fixed[name].numel() for name in self._learnt)]
 
-    def descend(self, rows: Tensor, batch: Batch, *, start: Tensor | None = None) -> Tensor:
-        """Where loss and penalty are least."""
+    def descend(self, rows: Tensor, batch: Batch, *, start: Tensor | None = None, steps: int = 2000) -> Tensor:
+        """Where loss and penalty are least, or as near as so many steps come."""
         start = torch.zeros(sum(self._sizes), dtype=torch.float64) if start is None else start
-        return descend(lambda x: self.loss(x, rows, batch) + self.penalty(x), start)
+        return descend(lambda x: self.loss(x, rows, batch) + self.penalty(x), start, steps=steps)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weights (A, width), biases (A) and links."""
@@ -98,7 +98,7 @@ class Line:
     def penalty(self, x: Tensor) -> Tensor:
         """What weights cost; and a little on what no judgement may speak of, or there would be no lowest place."""
         free = x[self._sizes[0] :]
-        return self._config.linear.penalty * x[: self._sizes[0]].square().sum() + 1e-6 * free.square().sum()
+        return self._config.linear.penalty * x[: self._sizes[0]].square().sum() + 1e-3 * free.square().sum()
 
 
 def _no_links(config: RewardModelConfig) -> dict[str, Tensor]:

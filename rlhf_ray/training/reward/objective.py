@@ -22,6 +22,10 @@ from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.training.fit import Batch
 from rlhf_ray.types import Exchange
 
+RATING_NOISE = 0.5
+"""Share of a standardised rating's variance that is taken for noise. Learnt, it would have no bottom: a network that
+knows its training ratings by heart would have them outweigh all else.
+"""
 HASTE = 10.0
 """The links learn so much faster than the weights, of which small steps change much."""
 
@@ -51,7 +55,7 @@ class RewardNetwork(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, config: RewardModelConfig) -> None:
-        """With ratings alone the line is the head itself and the noise 1, which is MSE: its scale is the reward's."""
+        """With ratings alone the line is the head itself, which is plain MSE: its scale is the reward's."""
         super().__init__()
         self.model = model
         self._config = config
@@ -62,7 +66,6 @@ class RewardNetwork(nn.Module):
                 "threshold": nn.Parameter(torch.zeros(())),
                 "offset": nn.Parameter(torch.zeros(aspects)),
                 "log_slope": nn.Parameter(torch.zeros(aspects), requires_grad=free),
-                "log_noise": nn.Parameter(torch.zeros(aspects), requires_grad=free),
             }
         )
 
@@ -98,9 +101,8 @@ def nats(heads: Tensor, batch: Batch, links: Mapping[str, Tensor], config: Rewar
     )
     rankings = ranking_losses(scores[batch["rankings"]], batch["ranks"])
     row, aspect = batch["ratings"].T
-    noise = links["log_noise"][aspect]
     expected = links["offset"][aspect] + links["log_slope"].exp()[aspect] * heads[row, aspect]
-    ratings = rating_losses(expected * (-noise).exp(), batch["targets"] * (-noise).exp()) + noise
+    ratings = rating_losses(expected, batch["targets"]) / RATING_NOISE
     thumbs = thumb_losses(scores[batch["thumbs"]] - links["threshold"], batch["up"], smoothing=config.smoothing)
     total = (
         (pairs * batch["pair_weight"]).sum()

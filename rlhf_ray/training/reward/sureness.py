@@ -15,6 +15,8 @@ from rlhf_ray.training.reward.objective import Judged, judged, judgements_of
 
 MOST = 4_000
 """Prompts that the heads learn from."""
+STEPS = 200
+"""Of L-BFGS: what is left after them is far less than what the draws differ in."""
 KEPT = 0.999
 """Share of the features' variance within which distances are told; the rest is noise."""
 EXCEEDED = 0.99
@@ -50,7 +52,7 @@ def learn_sureness(
         batch = judgements_of(
             [_weighed(item, weight) for item, weight in zip(items, weights, strict=True)], dtype=torch.float64
         )
-        weight = by_aspect @ line.parts(line.descend(rows, batch))[0]
+        weight = by_aspect @ line.parts(line.descend(rows, batch, steps=STEPS))[0]
         scale = own.std() / (rows @ weight).std().clamp(min=1e-9)
         heads.append(weight * scale / std)
     whiten = _whiten(features - mean)

@@ -11,7 +11,16 @@ from rlhf_ray.algo.feedback_losses import pair_losses, ranking_losses, thumb_los
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed
 from rlhf_ray.models.reward import RewardModel, new_reward_model
-from rlhf_ray.training.reward.objective import HASTE, FeedbackLoss, Judged, RewardNetwork, judged, judgements_of, nats
+from rlhf_ray.training.reward.objective import (
+    HASTE,
+    RATING_NOISE,
+    FeedbackLoss,
+    Judged,
+    RewardNetwork,
+    judged,
+    judgements_of,
+    nats,
+)
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
@@ -84,13 +93,12 @@ def test_the_loss_is_the_sum_of_its_parts_by_weight(reward_model: RewardModel) -
     wanted = (
         2 * pair_losses(a, b, tied=NO, margin=0.5)
         + 3 * ranking_losses(torch.stack([lamp, chair, other], dim=1), torch.tensor([[2, 1, 3]]))
-        + 0.5 * ((0.7 + 2.0 * other + 1) ** 2 / (2 * 1.5**2) + torch.tensor(1.5).log())
+        + 0.5 * (0.7 + 2.0 * other + 1) ** 2 / (2 * RATING_NOISE)
         + thumb_losses(b - 0.3, torch.ones(1))
     )
     links = {
         "offset": 0.7,
         "log_slope": torch.tensor(2.0).log().item(),
-        "log_noise": torch.tensor(1.5).log().item(),
         "threshold": 0.3,
     }
     found = loss_of(reward_model, items, config(weights={"rankings": 3.0}), **links)
@@ -106,11 +114,11 @@ def test_terms_are_what_the_judgements_weigh(reward_model: RewardModel) -> None:
 
 def test_ratings_alone_are_plain_mse_of_the_score_itself(reward_model: RewardModel) -> None:
     network = RewardNetwork(reward_model.model, config("ratings"))
-    assert {name for name, link in network.links.items() if not link.requires_grad} == {"log_slope", "log_noise"}
+    assert {name for name, link in network.links.items() if not link.requires_grad} == {"log_slope"}
     items: list[Judgement] = [Rated(ONE, "a", 1.0), Rated(TWO, "b", -1.0)]
     a, b = reward_model.score([Exchange(ONE, "a"), Exchange(TWO, "b")])
     assert loss_of(reward_model, items, config("ratings")).item() == pytest.approx(
-        ((a - 1) ** 2 + (b + 1) ** 2) / 2, rel=1e-4
+        ((a - 1) ** 2 + (b + 1) ** 2) / (2 * RATING_NOISE), rel=1e-4
     )
 
 
@@ -145,10 +153,10 @@ def test_gradients_of_the_whole_equal_finite_differences() -> None:
     told = config(aspects={"overall": 1.0, "tone": 0.5}, ties="davidson", smoothing=0.1, centring=0.3)
     draw = torch.Generator().manual_seed(0)
     heads = torch.randn(8, 2, dtype=torch.float64, generator=draw, requires_grad=True)
-    links = [torch.randn(n, dtype=torch.float64, generator=draw, requires_grad=True) for n in (1, 1, 2, 2, 2)]
+    links = [torch.randn(n, dtype=torch.float64, generator=draw, requires_grad=True) for n in (1, 1, 2, 2)]
 
     def loss(heads: Tensor, tie: Tensor, threshold: Tensor, *rest: Tensor) -> Tensor:
-        names = ("offset", "log_slope", "log_noise")
+        names = ("offset", "log_slope")
         return nats(
             heads, batch, {"tie": tie[0], "threshold": threshold[0], **dict(zip(names, rest, strict=True))}, told
         )
