@@ -76,15 +76,16 @@ class Reader:
             if item.ranking.all_bad and who.ratings:
                 for text in dict.fromkeys(answer.text for answer in item.answers):
                     yield Thumbed(item.prompt, text, up=False, annotator=item.annotator, weight=who.ratings)
-        elif item.rating is not None and who.ratings:
-            yield self._read_rating(item, item.rating, who.ratings)
+        elif item.rating is not None and who.ratings and (rated := self._read_rating(item, item.rating, who.ratings)):
+            yield rated
 
-    def _read_rating(self, item: Feedback, rating: Rating, weight: float) -> Rated | Thumbed:
+    def _read_rating(self, item: Feedback, rating: Rating, weight: float) -> Rated | Thumbed | None:
+        """None on a scale that nobody used on the side that was learnt from: what its numbers mean is not known."""
         text, who = item.answers[0].text, item.annotator
         if rating.scale == "thumb":
             return Thumbed(item.prompt, text, rating.value == 1, annotator=who, weight=weight)
         target = self._target(who, rating)
-        return Rated(item.prompt, text, target, rating.aspect, annotator=who, weight=weight)
+        return None if target is None else Rated(item.prompt, text, target, rating.aspect, annotator=who, weight=weight)
 
     def _read_ranking(self, item: Feedback, weight: float) -> Ordered | None:
         """Of answers that say the same the best place counts; None where nothing is left to compare."""
@@ -106,10 +107,10 @@ class Reader:
             weight=weight,
         )
 
-    def _target(self, annotator: str, rating: Rating) -> float:
+    def _target(self, annotator: str, rating: Rating) -> float | None:
         scale = _scale(rating)
         line = self._lines.get((annotator, scale)) or self._everybody.get(scale)
-        return 0.0 if line is None else (rating.value - line.mean) / line.std
+        return None if line is None else (rating.value - line.mean) / line.std
 
     def _learn_words(self, train: Sequence[Feedback]) -> CommentModel | None:
         """From answers of which one person gave both; None where those are too few."""
@@ -126,7 +127,8 @@ class Reader:
             if item.rating is not None:
                 thumb = item.rating.scale == "thumb"
                 target = 2 * item.rating.value - 1 if thumb else self._target(item.annotator, item.rating)
-                marks[_about(item)].append(target)
+                if target is not None:
+                    marks[_about(item)].append(target)
         return {key: statistics.fmean(given) for key, given in marks.items()}
 
     def _read_comments(self, feedback: Sequence[Feedback], *, every: bool) -> list[Judgement]:

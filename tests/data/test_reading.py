@@ -92,6 +92,12 @@ def test_scales_and_aspects_have_lines_of_their_own() -> None:
     }
 
 
+def test_a_scale_that_nobody_used_before_says_nothing() -> None:
+    train = [stars("x", value, prompt=str(n)) for n, value in enumerate([1, 5] * 10)]
+    new = said("y", rating=Rating(value=70.0, scale="points", low=0, high=100))
+    assert Reader(train).read([new]) == []
+
+
 def people(n: int, **wrong: float) -> list[Feedback]:
     """Everybody chooses between, and rates, the same pairs; each of `wrong` gets that share the wrong way round."""
     rng, items = random.Random(0), []
