@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("run", type=Path, help="a run of the dialogue recipe with its feedback")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--hours", type=float, default=5, help="of people's time, for kinds")
+    parser.add_argument("--hours", type=float, default=20, help="of people's time, for kinds")
     parser.add_argument("--judgements", type=int, help="for the others")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -35,6 +35,18 @@ class Choices:
         """(J) how often each judge says what is true."""
         return (self.confusion.diagonal(dim1=1, dim2=2) * self.prior).sum(1)
 
+    def edge(self, one: int, other: int) -> Tensor:
+        """(J) of what a judge says to be one of two classes that are each other's opposite, the share that is so less
+        the share of which the opposite is: 1 is a perfect judge, 0 one who does not look, -1 an adversary.
+
+        1 - 2e where both are as common and a share e comes out the wrong way round. Unlike accuracy it has nothing of
+        how easy the other classes are to tell.
+        """
+        said = self.confusion * self.prior[:, None]  # (J, true, said)
+        so = said[:, one, one] + said[:, other, other]
+        opposite = said[:, one, other] + said[:, other, one]
+        return (so - opposite) / said[:, :, (one, other)].sum((1, 2))
+
 
 def dawid_skene(things: Tensor, judges: Tensor, said: Tensor, *, classes: int) -> Choices:
     """Truth and judges of choices among classes, by expectation maximisation: Dawid and Skene 1979.

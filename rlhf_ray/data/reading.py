@@ -179,9 +179,9 @@ def reliabilities(feedback: Sequence[Feedback]) -> dict[str, Reliability]:
 
 
 def _of_choices(person: Person) -> float | None:
-    if person.accuracy is None or person.choices < SHARED:
+    if person.edge is None or person.choices < SHARED:
         return None
-    return max(0.0, 2 * person.accuracy - 1)
+    return max(0.0, person.edge)
 
 
 def _of_ratings(person: Person) -> float | None:

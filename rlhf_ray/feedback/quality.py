@@ -24,9 +24,9 @@ BETTER, WORSE, TIE = 0, 1, 2
 """What is said of two answers, in the order of their digests, which says nothing."""
 ENOUGH = 20
 """Judgements of things that others judged too, before anything is said of a person."""
-AGAINST, SOUND = 0.4, 0.6
-"""Accuracy of choices, of which half are right for somebody who does not look: below the first it is no accident, from
-the second on nothing is remarked."""
+AGAINST, SOUND = -0.2, 0.2
+"""The edge of choices, which is 0 for somebody who does not look: below the first it is no accident, from the second on
+nothing is remarked."""
 SLOPE = 0.3
 """The least correlation of somebody's ratings with how good things are that is not remarked upon."""
 PLACE_Z = 4.0
@@ -58,6 +58,9 @@ class Person:
     """Between two answers that somebody else compared too."""
     accuracy: float | None
     """Of those, as Dawid and Skene's model has it: how often what this one says is what is so."""
+    edge: float | None
+    """Of those between two answers of which this one preferred one, the share that is right less the share that is the
+    wrong way round: 1 - 2e for a share e of mistakes."""
     ratings: int
     """Of answers that somebody else rated too."""
     bias: float | None
@@ -113,6 +116,7 @@ Marks = dict[str, list[float]]
 class _Chooser:
     choices: int
     accuracy: float
+    edge: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +191,10 @@ def _choosers(things: Mapping[Thing, Marks]) -> dict[str, _Chooser]:
     if not things:
         return {}
     names, numbers, judges, said = _columns(things)
-    accuracy = dawid_skene(numbers, judges, said.long(), classes=3).accuracy.tolist()
+    found = dawid_skene(numbers, judges, said.long(), classes=3)
+    accuracy, edge = found.accuracy.tolist(), found.edge(BETTER, WORSE).tolist()
     counts = judges.bincount().tolist()
-    return {name: _Chooser(counts[n], accuracy[n]) for n, name in enumerate(names)}
+    return {name: _Chooser(counts[n], accuracy[n], edge[n]) for n, name in enumerate(names)}
 
 
 def _raters(things: Mapping[Thing, Marks]) -> dict[str, _Rater]:
@@ -218,6 +223,7 @@ def _people(said: _Said, choosers: Mapping[str, _Chooser], raters: Mapping[str, 
                 judgements=said.judgements[name],
                 choices=chooser.choices if chooser else 0,
                 accuracy=chooser.accuracy if chooser else None,
+                edge=chooser.edge if chooser else None,
                 ratings=rater.ratings if rater else 0,
                 bias=rater.bias if rater else None,
                 scale=rater.scale if rater else None,
@@ -235,8 +241,8 @@ def _people(said: _Said, choosers: Mapping[str, _Chooser], raters: Mapping[str, 
 def _remarks(
     chooser: _Chooser | None, rater: _Rater | None, first_z: float | None, seconds: float | None
 ) -> Iterator[str]:
-    if chooser and chooser.choices >= ENOUGH and chooser.accuracy < SOUND:
-        yield "chooses against the others" if chooser.accuracy < AGAINST else "chooses without regard to the others"
+    if chooser and chooser.choices >= ENOUGH and chooser.edge < SOUND:
+        yield "chooses against the others" if chooser.edge < AGAINST else "chooses without regard to the others"
     if rater and rater.ratings >= ENOUGH and rater.correlation < SLOPE:
         yield "rates the wrong way round" if rater.correlation < -SLOPE else "rates without regard to the others"
     if first_z is not None and abs(first_z) > PLACE_Z:

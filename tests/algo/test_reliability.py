@@ -48,6 +48,26 @@ def test_one_pass_by_hand() -> None:
     assert found.accuracy.tolist() == pytest.approx([(2.8 + 1) / 5] * 3, abs=0.02)
 
 
+def test_an_edge_is_one_less_twice_the_mistakes_however_many_ties_everybody_sees() -> None:
+    draw, mistakes, rows = random.Random(0), [0.0, 0.1, 0.3, 0.5, 0.6], []
+    for thing in range(3_000):
+        truth = draw.choice((0, 1, 2, 2))
+        for judge in draw.sample(range(5), 4):
+            said = 1 - truth if truth < 2 and draw.random() < mistakes[judge] else truth
+            rows.append((thing, judge, said))
+    found = dawid_skene(*(torch.tensor(column) for column in zip(*rows, strict=True)), classes=3)
+    assert found.edge(0, 1).tolist() == pytest.approx([1 - 2 * e for e in mistakes], abs=0.08)
+    assert float(found.accuracy[4]) > 0.65  # of which the ties are no merit
+
+
+def test_an_edge_by_hand() -> None:
+    """Of 40 things 20 are ties; the judge calls 5 of them better, and 3 of 20 the wrong way round."""
+    confusion = torch.tensor([[[7.0, 3.0, 0.0], [0.0, 10.0, 0.0], [5.0, 0.0, 15.0]]]).double()
+    confusion /= confusion.sum(2, keepdim=True)
+    prior = torch.tensor([0.25, 0.25, 0.5]).double()
+    assert Choices(prior[None], confusion, prior).edge(0, 1).item() == pytest.approx((17 - 3) / (17 + 3 + 5))
+
+
 def test_who_said_nothing_that_others_judged_keeps_the_prior() -> None:
     rows = [(i, 0, i % 2) for i in range(50)]
     found = dawid_skene(*(torch.tensor(column) for column in zip(*rows, strict=True)), classes=2)
