@@ -43,7 +43,7 @@ SAY = {"pairs": 4.0, "rankings": 20.0, "ratings": 4.0, "thumbs": 1.5, "comments"
 sentence about one. Whoever has read six answers may say several things of them."""
 ANSWERS = 6
 HELD_OUT = 0.3
-FIT = {"learning_rate": 7e-4, "batch_size": 12, "max_epochs": 8, "eval_every": 40, "patience": 4, "tail": 0.5}
+FIT = {"learning_rate": 7e-4, "batch_size": 12, "max_epochs": 8, "eval_every": 40, "patience": 4}
 UP_FROM = 0.6
 """Gold that is worth a thumb up."""
 
