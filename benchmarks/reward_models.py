@@ -8,9 +8,12 @@
 Answers are those of RUN's base policy that were judged there; people are simulated, anew with each seed, as are the
 split (30% of the prompts are held out) and the model. Accuracy is the share of held-out pairs of answers, told apart by
 the gold score, that the model puts in the right order. Differences are paired by seed, with Student's 95% interval.
+
+A fit takes one to four minutes on one core. What is done lies in --keep, and is not done again by the same command.
 """
 
 import argparse
+import json
 import random
 import statistics
 import tempfile
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +46,8 @@ SAY = {"pairs": 4.0, "rankings": 20.0, "ratings": 4.0, "thumbs": 1.5, "comments"
 """Seconds: to read, and then to choose between two answers, to order six, to give one stars or a thumb, to write a
 sentence about one. Whoever has read six answers may say several things of them."""
 ANSWERS = 6
+MOST_FOES = 4
+"""Of twenty people."""
 HELD_OUT = 0.3
 FIT = {"learning_rate": 7e-4, "batch_size": 12, "max_epochs": 8, "eval_every": 40, "patience": 4}
 UP_FROM = 0.6
@@ -172,11 +178,17 @@ def crowd(count: int, rng: random.Random, *, flips: Sequence[float] = (0.1,), fo
     ]
 
 
-def kinds(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
+Asked = Iterator[tuple[str, list[Feedback], dict[str, Any]]]
+"""What a fit is called, what it learns from, and the settings of the reward model."""
+Question = Callable[[Callable[[], World], argparse.Namespace], Asked]
+"""Of worlds of one seed, which are begun anew at will."""
+
+
+def kinds(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
     """Each kind for all of the time, and all of them together: of six answers read their order, stars and a thumb for
     each, and a sentence about one.
     """
-    world = World(run, seed)
+    world = begin()
     people = crowd(8, world.rng)
     budget = options.hours * 3600
 
@@ -203,13 +215,14 @@ def kinds(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]
                     spent += SAY[kind] * len(texts)
         return found
 
-    alone = {kind: world.accuracy(sit([kind]), feedback=kind) for kind in SAY}
-    return {**alone, "joint": world.accuracy(sit(["rankings", "ratings", "thumbs", "comments"]), feedback="joint")}
+    for kind in SAY:
+        yield kind, sit([kind]), {"feedback": kind}
+    yield "joint", sit(["rankings", "ratings", "thumbs", "comments"]), {"feedback": "joint"}
 
 
-def comments(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def comments(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
     """One judgement in five is a rating with words, four are words alone."""
-    world = World(run, seed)
+    world = begin()
     people = crowd(8, world.rng)
     n, shown, found = options.judgements, world.draw(1), []
     for number in range(n):
@@ -217,47 +230,37 @@ def comments(run: Path, seed: int, options: argparse.Namespace) -> dict[str, flo
         found.append(world.comment(person, prompt, text))
         if number % 5 == 0:
             found.append(world.rate(person, prompt, text))
-    without = [item for item in found if item.comment is None]
-    return {
-        "ratings alone": world.accuracy(without, feedback="joint"),
-        "and words": world.accuracy(found, feedback="joint"),
-    }
+    yield "ratings alone", [item for item in found if item.comment is None], {"feedback": "joint"}
+    yield "and words", found, {"feedback": "joint"}
 
 
-def noise(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def noise(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
     """Choices between two answers, each by two people, who differ: none of their choices wrong, to twice the mean."""
-    accuracies = {}
     for mean in (0.1, 0.2, 0.3):
-        world = World(run, seed)
+        world = begin()
         people = crowd(8, world.rng, flips=[mean * 2 * n / 7 for n in range(8)])
         shown = world.draw(2)
         asked = [next(shown) for _ in range(options.judgements // 2)]
         found = [world.order(person, *one) for one in asked for person in world.rng.sample(people, 2)]
-        settings = {
-            "plain": {"reliability": False},
-            "smoothed": {"reliability": False, "smoothing": mean},
-            "by reliability": {},
-        }
-        for name, told in settings.items():
-            accuracies[f"{mean:.0%} wrong, {name}"] = world.accuracy(found, feedback="pairs", **told)
-    return accuracies
+        yield f"{mean:.0%} wrong, plain", found, {"reliability": False}
+        yield f"{mean:.0%} wrong, smoothed", found, {"reliability": False, "smoothing": mean}
+        yield f"{mean:.0%} wrong, by reliability", found, {}
 
 
-def adversaries(run: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def adversaries(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
     """Orders of four answers, each by two of twenty people, some of whom put the worst first, each for themselves."""
-    accuracies = {}
-    for foes in (0, 1, 4):
-        world = World(run, seed)
+    for foes in (0, 1, MOST_FOES):
+        world = begin()
         people = crowd(20, world.rng, foes=foes)
         shown = world.draw(4)
         asked = [next(shown) for _ in range(options.judgements // 2)]
         found = [world.order(person, *one) for one in asked for person in world.rng.sample(people, 2)]
-        accuracies[f"{foes / 20:.0%} foes, filtered"] = world.accuracy(found, feedback="pairs")
-        accuracies[f"{foes / 20:.0%} foes, as they are"] = world.accuracy(found, feedback="pairs", reliability=False)
-    return accuracies
+        yield f"{foes / 20:.0%} foes, filtered", found, {}
+        if foes == MOST_FOES:
+            yield f"{foes / 20:.0%} foes, as they are", found, {"reliability": False}
 
 
-QUESTIONS: dict[str, tuple[Callable[[Path, int, argparse.Namespace], dict[str, float]], int]] = {
+QUESTIONS: dict[str, tuple[Question, int]] = {
     "kinds": (kinds, 0),
     "comments": (comments, 2000),
     "noise": (noise, 2000),
@@ -274,6 +277,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=20, help="of people's time, for kinds")
     parser.add_argument("--judgements", type=int, help="for the others")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="a file that what is done is added to, a line a fit")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ask, judgements = QUESTIONS[options.question]
@@ -282,20 +286,39 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     with quiet_transformers():
         for seed in range(options.seeds):
-            began = time.monotonic()
-            for name, accuracy in ask(options.run, seed, options).items():
+            for name, accuracy in asked(ask, seed, options):
                 found.setdefault(name, []).append(accuracy)
-            row = ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items())
-            print(f"seed {seed}: {row} ({time.monotonic() - began:.0f} s)", flush=True)
     names = list(found)
-    print(f"{'':<28}{'mean':>8}{'least':>8}{'most':>8}   less the one before it, paired")
+    print(f"{'':<28}{'mean':>8}{'least':>8}{'most':>8}   {'less the first, paired':<28}less the one before")
     for before, name in zip([None, *names], names, strict=False):
         values = found[name]
-        gap = "" if before is None else difference(values, found[before])
-        print(f"{name:<28}{statistics.fmean(values):>8.4f}{min(values):>8.4f}{max(values):>8.4f}   {gap}")
+        gaps = [] if before is None else [difference(values, found[other]) for other in (names[0], before)]
+        row = f"{name:<28}{statistics.fmean(values):>8.4f}{min(values):>8.4f}{max(values):>8.4f}   "
+        print(row + "".join(f"{gap:<28}" for gap in gaps))
     if options.question == "kinds":
         best = max((name for name in names if name != "joint"), key=lambda name: statistics.fmean(found[name]))
         print(f"joint less {best}, the best by itself: {difference(found['joint'], found[best])}")
+
+
+def asked(ask: Question, seed: int, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """What the fits of one seed are called, and how right they are."""
+    kept: dict[str, float] = {}
+    which = {"question": options.question, "seed": seed, "hours": options.hours, "judgements": options.judgements}
+    if options.keep and options.keep.exists():
+        for line in options.keep.read_text().splitlines():
+            fit = json.loads(line)
+            if {name: fit[name] for name in which} == which:
+                kept[fit["fit"]] = fit["accuracy"]
+    world = World(options.run, seed)  # whose split and answers all worlds of the seed have
+    for name, given, config in ask(lambda: World(options.run, seed), options):
+        if name not in kept:
+            began = time.monotonic()
+            kept[name] = world.accuracy(given, **config)
+            print(f"seed {seed}: {name} {kept[name]:.4f} ({time.monotonic() - began:.0f} s)", flush=True)
+            if options.keep:
+                with options.keep.open("a") as file:
+                    file.write(json.dumps({**which, "fit": name, "accuracy": kept[name]}) + "\n")
+        yield name, kept[name]
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> str:
