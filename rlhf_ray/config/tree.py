@@ -205,6 +205,13 @@ class Config(Section):
     resources: ResourcesConfig = ResourcesConfig()
 
     @property
+    def imitates_judged_answers(self) -> bool:
+        """Whether the base policy has imitated the answers that people liked, those that are held out to measure a
+        reward model among them: one that started as its body would know some of what it is asked.
+        """
+        return self.recipe == "preferences" and self.sft.max_epochs > 0
+
+    @property
     def needs_reward_model(self) -> bool:
         """Whether anything reads a reward model of the run's own."""
         return (

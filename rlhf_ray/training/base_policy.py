@@ -30,10 +30,13 @@ VALIDATION_SHARE = 0.05
 Say = Callable[[str], None]
 
 
-def make_base_policy(config: Config, folder: Path, *, fits: Path | None = None, say: Say = print) -> dict[str, Any]:
+def make_base_policy(
+    config: Config, folder: Path, *, pretrained: Path | None = None, fits: Path | None = None, say: Say = print
+) -> dict[str, Any]:
     """Trains the base policy of a config into `folder`, a plain Hugging Face folder; returns `base.json`'s content.
 
-    Broken-off fits go on from their checkpoints in `fits`.
+    Broken-off fits go on from their checkpoints in `fits`. A new model that imitates answers which people judged is
+    saved in `pretrained` before it does.
 
     Without `model.path` tokenizer and model are new, and learn the recipe's corpus first; with it they are the
     user's, and only the demonstrations are learnt. `sft.max_epochs: 0` takes a model as it is.
@@ -55,6 +58,8 @@ def make_base_policy(config: Config, folder: Path, *, fits: Path | None = None, 
         random.Random(config.seed).shuffle(texts)
         held = max(1, round(VALIDATION_SHARE * len(texts)))
         done["pretrain"] = _fit(model, tokenizer, texts[held:], texts[:held], stage="pretrain", **common)
+    if pretrained is not None and config.imitates_judged_answers and config.model.path is None:
+        save_policy(pretrained, model, tokenizer)
     if config.sft.max_epochs > 0:
         demonstrations, dropped = fitting(recipe.demonstrations(), tokenizer, config=config)
         for reason, count in dropped.items():

@@ -38,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.base_policy = path / "base_policy"
+        self.pretrained = path / "pretrained"
         self.reward_model = path / "reward_model"
         self.direct_policy = path / "direct_policy"
         self.judge = path / "judge"

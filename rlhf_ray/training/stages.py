@@ -43,7 +43,7 @@ from rlhf_ray.training.verdict import closing_lines
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
 TAKEN_OVER = {
-    "base_policy": ("base_policy", "base.json"),
+    "base_policy": ("pretrained", "base_policy", "base.json"),
     "feedback": ("feedback.db", "feedback.json"),
     "reward_model": ("reward_model", "reward_model.json", "judge", "judge.json"),
 }
@@ -124,6 +124,7 @@ class Run:
                 make_base_policy,
                 self.config,
                 self.folder.base_policy,
+                pretrained=self.folder.pretrained,
                 fits=self.folder.fits,
                 doing="training the base policy",
                 deadline_s=self.config.resources.fit_deadline_s,
@@ -170,6 +171,7 @@ class Run:
             doing = f"training the {folder.name.replace('_', ' ')}"
             record = self._fit_on_feedback(
                 make_reward_model,
+                self._reward_body,
                 part,
                 doing=doing,
                 half=half,
@@ -205,7 +207,9 @@ class Run:
             part = self.folder.path / ".direct_policy.part"
             shutil.rmtree(part, ignore_errors=True)
             doing = f"{self.config.method} from the feedback"
-            record = self._fit_on_feedback(make_direct_policy, part, doing=doing, fits=self.folder.fits)
+            record = self._fit_on_feedback(
+                make_direct_policy, self.folder.base_policy, part, doing=doing, fits=self.folder.fits
+            )
             self.folder.write_json("direct.json", record)
             part.rename(self.folder.direct_policy)  # last, for its presence says that the stage is done
             self._drop_fits(self.config.method)
@@ -272,17 +276,35 @@ class Run:
         if not self.config.reward_model.cross_validation or not record or record["cross_validation"]:
             return
         with self._timed("cross_validation"):
-            record["cross_validation"] = self._fit_on_feedback(make_cross_validation, doing="cross-validating")
+            record["cross_validation"] = self._fit_on_feedback(
+                make_cross_validation, self._reward_body, doing="cross-validating"
+            )
             self.folder.write_json("reward_model.json", record)
+
+    @property
+    def _reward_body(self) -> Path:
+        """The model whose body a reward model starts as: none that has imitated what it is measured on."""
+        if not self.config.imitates_judged_answers:
+            return self.folder.base_policy
+        if self.config.model.path is not None:
+            return self.config.model.path
+        if not self.folder.pretrained.exists():
+            raise InputError(
+                f"{self.folder.path} has no `pretrained`, the model before it imitated anybody, for a reward model to "
+                "start as: its base policy is an older version's; begin a new run"
+            )
+        return self.folder.pretrained
 
     def _fit_on_feedback(
         self, fit: Callable[..., dict[str, Any]], *folders: Path, doing: str, **more: Any
     ) -> dict[str, Any]:
-        """What a fit on the frozen feedback came to, made in a process of its own."""
+        """What a fit on the frozen feedback came to, made in a process of its own.
+
+        folders: of the model that it starts as, and of the one that it makes.
+        """
         record: dict[str, Any] = self.placement.run_task(
             fit,
             self.config,
-            self.folder.base_policy,
             *folders,
             store=self._store,
             snapshot=self.folder.read_json("feedback.json")["snapshot"],

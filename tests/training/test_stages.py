@@ -73,9 +73,12 @@ class Task(NamedTuple):
 
     doing: list[str]
     dies: str = ""
+    started_as: list[Path] | None = None
 
     def run_task(self, function: Callable[..., Any], config: Config, *folders: Path, doing: str, **_: Any) -> Any:
         self.doing.append(doing)
+        if self.started_as is not None:
+            self.started_as.append(folders[0])
         if doing == self.dies:
             raise InfrastructureError(doing)
         for folder in folders[1:]:
@@ -103,6 +106,32 @@ def test_a_reward_model_outlives_a_cross_validation_that_dies(tmp_path: Path) ->
     assert folder.read_json("reward_model.json")["cross_validation"]
     reward_stage(folder, done := Task([]))
     assert done.doing == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "body"),
+    [
+        (["recipe=preferences", "data.path=x.jsonl"], "pretrained"),
+        (["recipe=preferences", "data.path=x.jsonl", "model.path=theirs"], "theirs"),
+        (["recipe=preferences", "data.path=x.jsonl", "sft.max_epochs=0"], "base_policy"),
+        ([], "base_policy"),  # whose demonstrations nobody judges
+    ],
+)
+def test_no_reward_model_starts_as_one_that_imitated_what_it_is_measured_on(
+    tmp_path: Path, settings: list[str], body: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("feedback.json", {"snapshot": "s"})
+    folder.pretrained.mkdir()
+    reward_stage(folder, placement := Task([], started_as=[]), *settings)
+    assert [path.name for path in placement.started_as or ()] == [body, body]  # cross-validated, too
+
+
+def test_a_base_policy_of_an_older_version_makes_no_reward_model_from_what_it_imitated(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("feedback.json", {"snapshot": "s"})
+    with pytest.raises(InputError, match="begin a new run"):
+        reward_stage(folder, Task([]), "recipe=preferences", "data.path=x.jsonl")
 
 
 def test_a_judge_learns_from_the_other_half_of_the_annotators(tmp_path: Path) -> None:
