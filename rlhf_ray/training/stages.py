@@ -16,17 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
 from rlhf_ray.feedback.store import FeedbackStore
-from rlhf_ray.models.files import CPU_HEAD_SIZES, check_cpu_attention
-from rlhf_ray.models.policy import load_policy, load_tokenizer
-from rlhf_ray.models.reward import load_reward_model
+from rlhf_ray.models.policy import load_tokenizer
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.rewards.combined import read_keys
-from rlhf_ray.rewards.function import load_function
-from rlhf_ray.roles.environment import load_environment
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
+from rlhf_ray.training.beginning import check_models, take_over
 from rlhf_ray.training.collect import collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.direct import make_direct_policy
@@ -42,12 +38,6 @@ from rlhf_ray.training.verdict import closing_lines
 
 Stage = Literal["base_policy", "reward_model", "ppo"]
 Say = Callable[[str], None]
-TAKEN_OVER = {
-    "base_policy": ("pretrained", "base_policy", "base.json"),
-    "feedback": ("feedback.db", "feedback.json"),
-    "reward_model": ("reward_model", "reward_model.json", "judge", "judge.json"),
-}
-"""What each stage leaves that `run.from` may give, in their order."""
 
 
 def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
@@ -331,55 +321,6 @@ class Run:
             seconds = self.folder.read_json("stages.json") or {}
             seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
             self.folder.write_json("stages.json", seconds)
-
-
-def check_models(config: Config) -> None:
-    """Refuses a model folder, or a size, that cannot be used, before any work is done."""
-    on_cpu = config.resources.generator_gpus == 0
-    if config.model.path is not None:
-        load_policy(config.model.path)
-        if on_cpu:
-            check_cpu_attention(config.model.path)
-    elif on_cpu and config.model.hidden // config.model.heads not in CPU_HEAD_SIZES:
-        raise ConfigError(
-            f"model.hidden={config.model.hidden} over model.heads={config.model.heads} is a head size that vLLM's CPU "
-            f"attention does not have; it has {', '.join(map(str, CPU_HEAD_SIZES))}"
-        )
-    if config.reward_model.path is not None:
-        load_reward_model(config.reward_model.path)
-    if config.rollout.environment is not None:
-        load_environment(config.rollout.environment)
-    read_keys(config.rewards)
-    for source in config.rewards.sources.values():
-        if source.kind == "model":
-            for path in source.paths:
-                load_reward_model(path)
-        if source.kind == "function":
-            load_function(source.of)
-
-
-def take_over(config: Config, folder: RunFolder, *, say: Say) -> None:
-    """Copies from `run.from` what this run does not have yet."""
-    if config.run.from_ is None:
-        return
-    source, _ = existing_run(config.run.from_)
-    stages = list(TAKEN_OVER)
-    taken = []
-    for name in (name for stage in stages[: stages.index(config.run.take) + 1] for name in TAKEN_OVER[stage]):
-        old, new = source.path / name, folder.path / name
-        if old.exists() and not new.exists():
-            part = folder.path / f".{name}.part"
-            shutil.rmtree(part, ignore_errors=True)
-            if old.is_dir():
-                shutil.copytree(old, part)
-            else:
-                shutil.copy2(old, part)
-            part.rename(new)
-            taken.append(name)
-    if not folder.base_policy.exists():
-        raise InputError(f"run.from={config.run.from_} has no base policy yet; run its command again first")
-    if taken:
-        say(f"from {source.path}: {', '.join(taken)}")
 
 
 def _finished(config: Config, folder: RunFolder) -> bool:

@@ -1,0 +1,53 @@
+"""What a run takes over from another, and which models it refuses before it begins."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config import Config, load_config
+from rlhf_ray.errors import ConfigError, InputError, ModelError
+from rlhf_ray.training.beginning import check_models, take_over
+from rlhf_ray.training.run_folder import RunFolder
+from tests.models.tiny import make_policy_folder
+
+
+def config(old: Path, *overrides: str) -> Config:
+    return load_config(None, [f"run.root={old.parent}", "run.id=new", f"run.from={old}", *overrides])
+
+
+def taken(old: Path, *overrides: str) -> set[str]:
+    new = RunFolder.open(config(old, *overrides))
+    take_over(config(old, *overrides), new, say=lambda _: None)
+    new.close()
+    return {path.name for path in new.path.iterdir()} - {"config.yaml", ".lock"}
+
+
+def test_everything_before_ppo_is_taken_over(old: Path) -> None:
+    assert taken(old) == {"base_policy", "reward_model", "feedback.json"}
+
+
+def test_what_the_base_policy_was_before_it_imitated_goes_with_it(old: Path) -> None:
+    (old / "pretrained").mkdir()
+    assert taken(old, "run.take=base_policy") == {"base_policy", "pretrained"}
+
+
+def test_or_only_the_stages_up_to_one(old: Path) -> None:
+    assert taken(old, "run.take=feedback") == {"base_policy", "feedback.json"}
+
+
+def test_a_run_without_a_base_policy_has_nothing_to_give(old: Path) -> None:
+    (old / "base_policy").rename(old / "elsewhere")
+    with pytest.raises(InputError, match="no base policy yet"):
+        taken(old)
+
+
+def test_a_head_size_that_the_engine_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head size"):
+        check_models(load_config(None, ["model.heads=8"]))
+    check_models(load_config(None, ["model.heads=8", "resources.generator_gpus=1"]))
+
+
+def test_a_model_folder_of_such_a_head_size_is_refused_too(tmp_path: Path) -> None:
+    folder = make_policy_folder(tmp_path / "policy", hidden=32, heads=2)
+    with pytest.raises(ModelError, match="heads of size 16"):
+        check_models(load_config(None, [f"model.path={folder}"]))
