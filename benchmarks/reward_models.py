@@ -186,7 +186,7 @@ Question = Callable[[Callable[[], World], argparse.Namespace], Asked]
 
 def kinds(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
     """Each kind for all of the time, and all of them together: of six answers read their order, stars and a thumb for
-    each, and a sentence about one.
+    each, and a sentence about one; and of what was said then, the ratings alone.
     """
     world = begin()
     people = crowd(8, world.rng)
@@ -217,7 +217,9 @@ def kinds(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
 
     for kind in SAY:
         yield kind, sit([kind]), {"feedback": kind}
-    yield "joint", sit(["rankings", "ratings", "thumbs", "comments"]), {"feedback": "joint"}
+    everything = sit(["rankings", "ratings", "thumbs", "comments"])
+    yield "joint", everything, {"feedback": "joint"}
+    yield "of it the ratings", everything, {"feedback": "ratings"}
 
 
 def comments(begin: Callable[[], World], options: argparse.Namespace) -> Asked:
@@ -296,7 +298,7 @@ def main() -> None:
         row = f"{name:<28}{statistics.fmean(values):>8.4f}{min(values):>8.4f}{max(values):>8.4f}   "
         print(row + "".join(f"{gap:<28}" for gap in gaps))
     if options.question == "kinds":
-        best = max((name for name in names if name != "joint"), key=lambda name: statistics.fmean(found[name]))
+        best = max(SAY, key=lambda name: statistics.fmean(found[name]))
         print(f"joint less {best}, the best by itself: {difference(found['joint'], found[best])}")
 
 
