@@ -63,6 +63,10 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="more settings, as for rlhf run")
     options = parser.parse_args()
     ways = options.ways.split(",") if options.ways else [way for way in WAYS if way not in BY_THE_BODY]
+    if unknown := set(ways) - set(WAYS):
+        parser.error(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
+    if options.body is None and set(ways) & set(BY_THE_BODY):
+        parser.error(f"{' and '.join(BY_THE_BODY)} are about a pretrained model: say where it lies, --body FOLDER")
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         for number, way in enumerate(ways):

@@ -120,6 +120,15 @@ def test_who_chooses_against_the_others_counts_for_nothing_and_the_rest_for_one_
     assert len(Reader(items, weigh=False).read(items)) == len(items)
 
 
+def test_ties_that_everybody_sees_make_nobody_reliable() -> None:
+    items = people(100, lazy=0.5)
+    for number in range(200):
+        for who in ("ann", "bob", "cat", "dan", "lazy"):
+            items.append(ranked("one", "other", ranks=(1, 1), prompt=f"alike-{number}", who=who))
+    found = reliabilities(items)
+    assert found["lazy"].choices < 0.3 < 0.8 < found["ann"].choices
+
+
 def test_of_people_whose_word_nobody_checked_nothing_is_changed() -> None:
     items = [ranked("good", "bad", ranks=(1, 2), prompt=str(n), who=f"ann-{n % 5}") for n in range(200)]
     assert reliabilities(items) == {}
