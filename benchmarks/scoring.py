@@ -1,11 +1,14 @@
 """What do the ways to a reward cost, beside the bare model on the same texts?
 
-    python benchmarks/scoring.py                      # a random reward model of about 3M parameters
-    python benchmarks/scoring.py --hidden 512 --layers 8
+    python benchmarks/scoring.py                  # a random reward model of 3M parameters, 64 answers a prompt
+    python benchmarks/scoring.py --answers 4
+    python benchmarks/scoring.py --hidden 512 --layers 8 --texts 512
 
 Bare is transformers by hand: texts sorted by length, batches of 64, one thread. Beside it, with as many threads: the
-`Scorer` that PPO asks, an actor of Ray's, and the service, asked over HTTP for 64 answers at a time by four clients.
-All three alternate, medians count, each has to reach 0.9 of bare, and the scores have to be the same to 1e-5.
+`Scorer` that PPO asks, an actor of Ray's, and the service, asked over HTTP for a prompt's answers at a time, 256 texts
+under way. What the answers to one prompt begin with, ours read once. All three alternate; the median over rounds of
+what each does in a second over what bare does in the same round has to reach 0.9, and the scores have to be the same
+to 1e-5.
 """
 
 import argparse
@@ -29,7 +32,7 @@ from rlhf_ray.models.reward import render
 from rlhf_ray.roles.placement import Placement
 from rlhf_ray.types import Exchange, Message, Prompt
 
-BATCH, CLIENTS = 64, 4
+BATCH, UNDER_WAY = 64, 256
 WANTED, SAME = 0.9, 1e-5
 Score = Callable[[], list[float]]
 
@@ -40,6 +43,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--texts", type=int, default=2048)
+    parser.add_argument("--answers", type=int, default=64, help="to each prompt; at most 64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -47,8 +51,13 @@ def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(options.threads)
     draw = random.Random(0)
-    prompt = Prompt("p", (Message("user", TEXT),), "p")
-    exchanges = [Exchange(prompt, " ".join(draw.choices(WORDS, k=draw.randint(8, 40)))) for _ in range(options.texts)]
+    exchanges: list[Exchange] = []
+    while len(exchanges) < options.texts:
+        text = f"{TEXT} {' '.join(draw.choices(WORDS, k=4))}"
+        prompt = Prompt(text, (Message("user", text),), text)
+        exchanges += [
+            Exchange(prompt, " ".join(draw.choices(WORDS, k=draw.randint(8, 40)))) for _ in range(options.answers)
+        ]
     with tempfile.TemporaryDirectory() as root, served(Path(root), options) as config:
         folder = Path(root) / "reward_model"
         placement = Placement(load_config(None, [f"resources.threads={options.threads}"]), started=False)
@@ -58,7 +67,7 @@ def main() -> int:
         ways: dict[str, Score] = {
             "bare": bare(folder, exchanges),
             "Scorer": lambda: list(scorers.score(exchanges)),
-            "service": lambda: asyncio.run(ask(url, exchanges)),
+            "service": lambda: asyncio.run(ask(url, exchanges, options.answers)),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, list[float]] = {}
@@ -71,7 +80,7 @@ def main() -> int:
         placement.stop_actors()
     good = True
     for name, found in rates.items():
-        ratio = statistics.median(found) / statistics.median(rates["bare"])
+        ratio = statistics.median(one / bare for one, bare in zip(found, rates["bare"], strict=True))
         apart = max(abs(one - other) for one, other in zip(scores[name], scores["bare"], strict=True))
         good &= ratio >= WANTED and apart <= SAME
         spread = f"{min(found):.0f} to {max(found):.0f}"
@@ -100,21 +109,22 @@ def bare(folder: Path, exchanges: list[Exchange]) -> Score:
     return score
 
 
-async def ask(url: str, exchanges: list[Exchange]) -> list[float]:
-    """Over HTTP, several requests under way."""
-    starts = range(0, len(exchanges), BATCH)
+async def ask(url: str, exchanges: list[Exchange], answers: int) -> list[float]:
+    """Over HTTP, a request a prompt, several under way."""
+    starts = range(0, len(exchanges), answers)
     found: dict[int, list[float]] = {}
     waiting = iter(starts)
 
     async def client(http: aiohttp.ClientSession) -> None:
         for start in waiting:
-            answers = [exchange.response for exchange in exchanges[start : start + BATCH]]
-            async with http.post("/v1/rewards", json={"prompt": TEXT, "completions": answers}) as answer:
+            some = exchanges[start : start + answers]
+            asked = {"prompt": some[0].prompt.id, "completions": [exchange.response for exchange in some]}
+            async with http.post("/v1/rewards", json=asked) as answer:
                 answer.raise_for_status()
                 found[start] = (await answer.json())["rewards"]
 
     async with aiohttp.ClientSession(url) as http:
-        await asyncio.gather(*(client(http) for _ in range(CLIENTS)))
+        await asyncio.gather(*(client(http) for _ in range(UNDER_WAY // answers)))
     return [reward for start in starts for reward in found[start]]
 
 

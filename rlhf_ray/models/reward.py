@@ -1,7 +1,8 @@
 """The reward model: a sequence classifier with one label that reads text with its own tokenizer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from rlhf_ray.models.critic import HEADS
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, save_folder
 from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
+from rlhf_ray.models.prefix import can_go_on, common_prefix, run_after
 from rlhf_ray.models.sureness import Considered, Sureness, load_sureness
 from rlhf_ray.types import Exchange, Message
 
@@ -32,6 +34,10 @@ MEMBERS = "members"
 """Folder in a reward model's own that holds the others of its ensemble."""
 BATCH_TOKENS = 4096
 """Padded tokens that one forward pass scores."""
+PADDING, LEAST = 1.1, 1024
+"""Of those passes: `by_length`'s bounds, measured in docs/log.md."""
+SAVED = 256
+"""Tokens that reading a common prefix once has to save, for what goes through the model by itself is a pass more."""
 
 
 class RewardModel:
@@ -50,22 +56,25 @@ class RewardModel:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """The reward of each exchange, in their order; like lengths share a forward pass."""
-        return self.score_texts([render(self.tokenizer, exchange) for exchange in exchanges])
+        return self.score_texts(*self._rendered(exchanges))
 
-    def score_texts(self, texts: Sequence[str]) -> list[float]:
-        """The reward of texts that hold prompt and answer already, rendered as the model's own template does it."""
-        numbers: list[float] = self._read(self._encode(texts))[:, 0].tolist()
+    def score_texts(self, texts: Sequence[str], prompts: Sequence[Hashable] = ()) -> list[float]:
+        """The reward of texts that hold prompt and answer already, rendered as the model's own template does it.
+
+        prompts: for each text, what it answers, where that is known. What texts of one prompt begin with is read once.
+        """
+        numbers: list[float] = self._read(self._encode(texts), prompts)[:, 0].tolist()
         return numbers
 
     def consider(self, exchanges: Sequence[Exchange]) -> Considered:
         """The rewards that `score` gives, and how sure they are, where the model knows that: in one pass."""
-        return self.consider_texts([render(self.tokenizer, exchange) for exchange in exchanges])
+        return self.consider_texts(*self._rendered(exchanges))
 
-    def consider_texts(self, texts: Sequence[str]) -> Considered:
+    def consider_texts(self, texts: Sequence[str], prompts: Sequence[Hashable] = ()) -> Considered:
         """The same of texts as `score_texts` reads them."""
         if self.sureness is None or not texts:
-            return Considered(self.score_texts(texts), [], [])
-        features = self.features(self._encode(texts))
+            return Considered(self.score_texts(texts, prompts), [], [])
+        features = self.features(self._encode(texts), prompts)
         with torch.inference_mode():
             rewards = self.head(features.to(self.model.device)).float().cpu()[:, 0]
         return Considered(
@@ -78,10 +87,10 @@ class RewardModel:
             return torch.zeros(len(exchanges), 0)
         return self.sureness.opinions(self.features(self.encode(exchanges)))
 
-    def features(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(B, H) what the head reads of token id lists, without gradients."""
+    def features(self, encoded: Sequence[Sequence[int]], prompts: Sequence[Hashable] = ()) -> torch.Tensor:
+        """(B, H) what the head reads of token id lists, without gradients; `prompts` as `score_texts` has them."""
         with self._headless():
-            return self._read(encoded)
+            return self._read(encoded, prompts)
 
     @property
     def head(self) -> nn.Linear:
@@ -102,16 +111,45 @@ class RewardModel:
         self.model.config.num_labels = 1
         self.model.num_labels = 1
 
-    def _read(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _rendered(self, exchanges: Sequence[Exchange]) -> tuple[list[str], list[Hashable]]:
+        texts = [render(self.tokenizer, exchange) for exchange in exchanges]
+        return texts, [exchange.prompt.messages for exchange in exchanges]
+
+    def _read(self, encoded: Sequence[Sequence[int]], prompts: Sequence[Hashable] = ()) -> torch.Tensor:
         """(B, outputs) on the CPU; like lengths share a forward pass, so nothing depends on its neighbours."""
         found: torch.Tensor | None = None
         self.model.eval()
         with torch.inference_mode():
-            for rows in by_length([len(ids) for ids in encoded], max_tokens=BATCH_TOKENS):
-                logits = self._logits([encoded[row] for row in rows]).float().cpu()
+            for rows, prefix in self._passes(encoded, prompts):
+                logits = self._logits([encoded[row] for row in rows], prefix=prefix).float().cpu()
                 found = torch.zeros(len(encoded), logits.shape[1]) if found is None else found
                 found[rows] = logits
         return torch.zeros(0, 1) if found is None else found
+
+    def _passes(self, encoded: Sequence[Sequence[int]], prompts: Sequence[Hashable]) -> Iterator[tuple[list[int], int]]:
+        """Rows that share a pass, and how many tokens at their beginning are read once."""
+        families: dict[Hashable, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            families.setdefault(prompt, []).append(row)
+        others = [] if prompts else list(range(len(encoded)))
+        for family in families.values():
+            prefix = self._prefix([encoded[row] for row in family])
+            if prefix * (len(family) - 1) < SAVED or not self._goes_on:
+                others += family
+            else:
+                yield from ((rows, prefix) for rows in _by_length(family, encoded))
+        yield from ((rows, 0) for rows in _by_length(others, encoded))
+
+    def _prefix(self, rows: Sequence[Sequence[int]]) -> int:
+        """What they have in common, less what pooling needs of each: its last token that is no padding."""
+        if len(rows) == 1:
+            return 0
+        ends = (max((i for i, token in enumerate(row) if token != self._pad_id), default=0) for row in rows)
+        return min(common_prefix(rows), *ends)
+
+    @cached_property
+    def _goes_on(self) -> bool:
+        return can_go_on(self.model)
 
     def _head(self) -> tuple[str, nn.Linear]:
         outputs = self.model.config.num_labels
@@ -154,8 +192,11 @@ class RewardModel:
         """Scores (B) of token id lists, with gradients where they are on."""
         return self._logits(encoded)[:, 0]
 
-    def _logits(self, encoded: Sequence[Sequence[int]]) -> torch.Tensor:
-        batch = {name: tensor.to(self.model.device) for name, tensor in self.collate(encoded).items()}
+    def _logits(self, encoded: Sequence[Sequence[int]], *, prefix: int = 0) -> torch.Tensor:
+        rest = self.collate([row[prefix:] for row in encoded])
+        batch = {name: tensor.to(self.model.device) for name, tensor in rest.items()}
+        if prefix:
+            return run_after(self.model, encoded[0][:prefix], batch, "logits")
         logits: torch.Tensor = self.model(**batch).logits
         return logits
 
@@ -170,6 +211,11 @@ class RewardModel:
         save_folder(folder, self.model, self.tokenizer)
         if self.sureness is not None:
             self.sureness.save(folder)
+
+
+def _by_length(rows: Sequence[int], encoded: Sequence[Sequence[int]]) -> list[list[int]]:
+    batches = by_length([len(encoded[row]) for row in rows], max_tokens=BATCH_TOKENS, padding=PADDING, least=LEAST)
+    return [[rows[place] for place in batch] for batch in batches]
 
 
 def load_reward_model(path: Path) -> RewardModel:

@@ -94,7 +94,8 @@ class RewardReplica:
 
     def _score(self, requests: list[Sequence[ScoreItem]]) -> list[Scores | Exception]:
         model, version = self._holding
-        told = model.consider_texts([_text(model, item) for items in requests for item in items])
+        together = [item for items in requests for item in items]
+        told = model.consider_texts([_text(model, item) for item in together], [item.messages for item in together])
         answers, start = [], 0
         for items in requests:
             mine = slice(start, start + len(items))

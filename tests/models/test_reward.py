@@ -58,6 +58,53 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(tmp_path: Pa
     assert load_reward_model(tmp_path / "reward").score(EXCHANGES) == pytest.approx(plain, abs=1e-5)
 
 
+def read_by(reward_model: RewardModel) -> list[int]:
+    """What passes through the model from here on: tokens, padding among them, of each pass."""
+    seen: list[int] = []
+    reward_model.model.base_model.register_forward_pre_hook(
+        lambda _, given, named: seen.append((given[0] if given else named["input_ids"]).numel()), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["its own padding", "texts end in what pads"])
+def test_what_answers_to_one_prompt_begin_with_is_read_once(tmp_path: Path, ends: bool) -> None:
+    reward_model = make_reward_model(tmp_path, "decoder")
+    if ends:
+        reward_model._pad_id = reward_model.tokenizer.eos_token_id
+        reward_model.model.config.pad_token_id = reward_model._pad_id
+    prompt = "my lamp arrived broken and my chair never arrived"
+    many = [make_exchange(prompt, answer) for answer in ["no", "", "sorry, we pay you back", "we send a new one"] * 8]
+    exchanges = [EXCHANGES[1], *many, *EXCHANGES[2:]]
+    alone = [reward_model.score([exchange])[0] for exchange in exchanges]
+    seen = read_by(reward_model)
+    assert reward_model.score(exchanges) == pytest.approx(alone, abs=1e-5)
+    prefix = len(reward_model.encode([make_exchange(prompt, "")])[0]) - 2  # of which the answer and the end differ
+    whole = sum(map(len, reward_model.encode(exchanges)))
+    assert seen[0] >= prefix > 10
+    assert sum(seen) < whole - 20 * prefix
+    assert reward_model.consider(exchanges).rewards == pytest.approx(alone, abs=1e-5)
+
+
+@both
+def test_what_saves_little_or_looks_ahead_is_read_whole(tmp_path: Path, backbone: Backbone) -> None:
+    reward_model = make_reward_model(tmp_path, backbone)
+    few = [make_exchange(response=answer) for answer in ("no", "sorry")] * (1 if backbone == "decoder" else 40)
+    alone = [reward_model.score([exchange])[0] for exchange in few]
+    seen = read_by(reward_model)
+    assert reward_model.score(few) == pytest.approx(alone, abs=1e-5)
+    assert sum(seen) >= sum(map(len, reward_model.encode(few)))
+
+
+def test_lengths_that_differ_much_do_not_pad_each_other(tmp_path: Path) -> None:
+    reward_model = make_reward_model(tmp_path, "decoder")
+    short, long = make_exchange("no", "no"), make_exchange("lamp " * 8, "we send a new one today " * 3)
+    exchanges = [make_exchange(f"no {i}", short.response) for i in range(100)] + [long] * 125
+    seen = read_by(reward_model)
+    reward_model.score_texts([render(reward_model.tokenizer, exchange) for exchange in exchanges])
+    assert sum(seen) < 1.1 * sum(map(len, reward_model.encode(exchanges)))
+
+
 def test_scores_keep_the_order_of_the_exchanges(tmp_path: Path) -> None:
     reward_model = make_reward_model(tmp_path, "decoder")
     forwards, backwards = reward_model.score(EXCHANGES), reward_model.score(EXCHANGES[::-1])

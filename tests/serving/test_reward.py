@@ -29,10 +29,12 @@ class LengthModel:
 
     def __init__(self, *, hold: threading.Event | None = None, sure: bool = False) -> None:
         self.batches: list[list[str]] = []
+        self.prompts: list[tuple[Message, ...]] = []
         self._hold, self._sure = hold, sure
 
-    def consider_texts(self, texts: list[str]) -> Considered:
+    def consider_texts(self, texts: list[str], prompts: list[tuple[Message, ...]]) -> Considered:
         self.batches.append(texts)
+        self.prompts += prompts
         if self._hold:
             assert self._hold.wait(5)
         if "poison" in texts:
@@ -134,6 +136,14 @@ def test_served_scores_equal_the_models_own(folder: Path) -> None:
     own = load_reward_model(folder).score(exchanges)
     served = asyncio.run(gather(RewardReplica(folder, version=1, threads=1), *([item] for item in items)))
     assert [some.rewards[0] for some in served] == pytest.approx(own, abs=1e-5)
+
+
+def test_the_model_is_told_which_answers_have_a_prompt_in_common() -> None:
+    model = LengthModel()
+    one, other = ([Message("user", text)] for text in ("broken", "late"))
+    requests = [[ScoreItem(tuple(one), "a"), ScoreItem(tuple(one), "b")], [ScoreItem(tuple(other), "a")], texts("c")]
+    asyncio.run(gather(make_replica(model), *requests))
+    assert sorted(model.prompts, key=len) == [(), tuple(one), tuple(one), tuple(other)]
 
 
 def test_a_text_written_as_the_models_template_does_scores_as_its_parts(folder: Path) -> None:
