@@ -209,7 +209,8 @@ def install_project(uv: Path, extra: str, sources: Sources) -> None:
         pins = ["-c", str(ROOT / "constraints.txt")]
         options += torch_index(uv, cpu_torch(), environment)
     say(f"installing rlhf-ray[{extra},test]")
-    command = [str(uv), "pip", "install", *options, "-e", f"{ROOT}[{extra},test]"]
+    # Compiled once, now: where Python writes no bytecode, as in many containers, each start would compile torch anew.
+    command = [str(uv), "pip", "install", "--compile-bytecode", *options, "-e", f"{ROOT}[{extra},test]"]
     status = subprocess.run([*command, *pins], env=environment).returncode
     if status == NO_SOLUTION and pins:
         say("this index lacks a version that constraints.txt pins (see above): going on with the newest that fit")
