@@ -12,10 +12,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: help install demo test check format docs bench results chaos wheel constraints
+.PHONY: help install demo test test-all check format docs bench results chaos wheel constraints
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 	@echo "Settings: EXTRA=cpu|gpu (now $(EXTRA)), VENV=folder (now $(VENV)), PYTHON=python3.11"
 
 install: $(INSTALLED)  ## build the environment, with .venv/bin/rlhf in it
@@ -30,7 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt install.py
 demo: $(INSTALLED)  ## the whole loop on an invented world: feedback, reward model, PPO, report
 	@$(BIN)/rlhf demo $(ARGS)
 
-test: $(INSTALLED)  ## the fast tests and those that start a local Ray
+test: $(INSTALLED)  ## the tests that need no Ray, for often
+	@$(BIN)/pytest $(ARGS)
+
+test-all: $(INSTALLED)  ## those, and those that start a local Ray and real vLLM: what CI runs
 	@$(BIN)/pytest -m "not serve and not chaos and not gpu and not slow" $(ARGS)
 
 check: $(INSTALLED)  ## lint, formatting, types

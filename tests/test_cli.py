@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from rlhf_ray.cli import main
 from rlhf_ray.feedback.schema import Answer, Feedback, Rating
 from rlhf_ray.feedback.sheets import write_sheet
 from rlhf_ray.feedback.store import FeedbackStore
@@ -15,8 +18,25 @@ from tests.feedback.test_quality import adversarial, honest, world
 
 
 def rlhf(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlhf_ray.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    """The command in this process, for one of its own spends most of its time on loading torch and transformers."""
+    told = ["rlhf", *map(str, arguments)]
+    out, err = StringIO(), StringIO()
+    code: int | str | None = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", told)
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    assert isinstance(code, int), code
+    return subprocess.CompletedProcess(told, code, out.getvalue(), err.getvalue())
+
+
+def test_a_process_of_its_own_ends_with_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rlhf_ray.cli", "config", "validate", "ppo.step=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
 
 
 def test_a_valid_config_is_exit_0(tmp_path: Path) -> None:
