@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_ray.models.twin import twin_of
+from rlhf_ray.models.twin import VOCABULARY, twin_of
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -20,8 +20,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(shorter) if first[i] != last[i]), shorter)
 
 
-def run_after(model: PreTrainedModel, prefix: Sequence[int], batch: Mapping[str, Tensor], output: str) -> Tensor:
-    """What the model says, under the name `output`, of texts that go on where `prefix` ends: as of the whole texts.
+def logits_after(model: PreTrainedModel, prefix: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, labels) what a classifier says of texts that go on where `prefix` ends: what it says of the whole texts.
 
     batch: `input_ids` and `attention_mask`, each (B, L), of what follows, padded on the right.
     """
@@ -29,22 +29,23 @@ def run_after(model: PreTrainedModel, prefix: Sequence[int], batch: Mapping[str,
     begun = model.base_model(input_ids=torch.tensor([prefix], device=ids.device), use_cache=True).past_key_values
     begun.batch_repeat_interleave(len(ids))
     mask = torch.cat([ids.new_ones(len(ids), len(prefix)), batch["attention_mask"]], dim=1)
-    said: Tensor = model(input_ids=ids, attention_mask=mask, past_key_values=begun)[output]
-    return said
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, past_key_values=begun).logits
+    return logits
 
 
 @torch.no_grad()
 def can_go_on(model: PreTrainedModel) -> bool:
-    """Whether `run_after` holds for this architecture, tried on a twin: not where attention looks ahead."""
+    """Whether `logits_after` holds for this architecture, tried on a twin: not where attention looks ahead."""
     try:
-        body = twin_of(model).base_model
+        twin, pad_id = twin_of(model), VOCABULARY - 1
+        for part in (twin.config, twin.config.get_text_config()):
+            part.pad_token_id = pad_id
         ids = torch.arange(24).view(2, 12)
-        ids[1, :8] = ids[0, :8]
-        attention = torch.tensor([[1] * 12, [1] * 10 + [0] * 2])
-        whole = body(input_ids=ids, attention_mask=attention).last_hidden_state
+        ids[1, :8], ids[1, 10:] = ids[0, :8], pad_id
+        attention = (ids != pad_id).long()
+        whole = twin(input_ids=ids, attention_mask=attention).logits
         rest = {"input_ids": ids[:, 8:], "attention_mask": attention[:, 8:]}
-        after = run_after(body, ids[0, :8].tolist(), rest, "last_hidden_state")
+        after = logits_after(twin, ids[0, :8].tolist(), rest)
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError):
         return False
-    inside = attention[:, 8:].bool()
-    return torch.allclose(after[inside], whole[:, 8:][inside], rtol=1e-4, atol=1e-5)
+    return torch.allclose(after, whole, rtol=1e-4, atol=1e-5)

@@ -26,7 +26,7 @@ from rlhf_ray.models.critic import HEADS
 from rlhf_ray.models.files import read_folder
 from rlhf_ray.models.folder import explained, load_weights, quiet_transformers, save_folder
 from rlhf_ray.models.policy import byte_level_bpe, load_tokenizer, prompt_text, without_specials
-from rlhf_ray.models.prefix import can_go_on, common_prefix, run_after
+from rlhf_ray.models.prefix import can_go_on, common_prefix, logits_after
 from rlhf_ray.models.sureness import Considered, Sureness, load_sureness
 from rlhf_ray.types import Exchange, Message
 
@@ -196,7 +196,7 @@ class RewardModel:
         rest = self.collate([row[prefix:] for row in encoded])
         batch = {name: tensor.to(self.model.device) for name, tensor in rest.items()}
         if prefix:
-            return run_after(self.model, encoded[0][:prefix], batch, "logits")
+            return logits_after(self.model, encoded[0][:prefix], batch)
         logits: torch.Tensor = self.model(**batch).logits
         return logits
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, Gemma2Config, PretrainedConfig
 
-from rlhf_ray.models.prefix import can_go_on, common_prefix, run_after
+from rlhf_ray.models.prefix import can_go_on, common_prefix, logits_after
 from tests.models.test_packing import FAMILIES, PLAIN, SIZE
 
 PREFIX = [7, 8, 9, 10, 11, 12]  # longer than the shortest window among them
@@ -39,7 +39,7 @@ def test_every_familys_scores_stay_the_same(family: str) -> None:
             input_ids=torch.cat([before, rest], dim=1),
             attention_mask=torch.cat([before.clamp(max=1), attention], dim=1),
         ).logits
-        after = run_after(model, PREFIX, {"input_ids": rest, "attention_mask": attention}, "logits")
+        after = logits_after(model, PREFIX, {"input_ids": rest, "attention_mask": attention})
     assert whole.std() > 1e-3
     assert (after - whole).abs().max() < 1e-5 * whole.abs().max()
 
