@@ -43,10 +43,12 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--texts", type=int, default=2048)
-    parser.add_argument("--answers", type=int, default=64, help="to each prompt; at most 64")
+    parser.add_argument("--answers", type=int, default=BATCH, help=f"to each prompt; at most {BATCH}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if not 1 <= options.answers <= BATCH:
+        parser.error(f"--answers: 1 to {BATCH}, for a request may bring no more")
     options.haproxy = False
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(options.threads)
