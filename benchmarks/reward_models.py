@@ -144,7 +144,7 @@ class World:
         reader = Reader(given, weigh=told.reliability, margin=told.margin)
         train = reader.read(given, all_comments=told.feedback == "comments")
         with tempfile.TemporaryDirectory() as scratch:
-            model, _, _ = learn(
+            model, *_ = learn(
                 self.base,
                 train,
                 config=told,

@@ -2,10 +2,11 @@
 
     python benchmarks/uncertainty.py --root runs            # 5 seeds, about 13 minutes each on two cores
 
-Each seed has a world, a base policy and an ensemble of five of its own. Both runs of a seed share all of that; one
-takes `uncertainty` times the members' variance off the reward. Gold is compared at equal KL to the base policy: the
-curves of gold over KL, averaged over the KL that both runs reach, and where the shorter of them ends. Finished runs are
-not made again. The differences' intervals are Student's, over seeds.
+Nothing confirms such a model, whose scores are otherwise held to next to nothing; here they are let as loud as a good
+one's, which is what a penalty is for. Each seed has a world, a base policy and an ensemble of five of its own.
+Both runs of a seed share all of that; one takes `uncertainty` times the members' variance off the reward. Gold is
+compared at equal KL to the base policy: the curves of gold over KL, averaged over the KL that both runs reach, and
+where the shorter of them ends. Finished runs are not made again. The differences' intervals are Student's, over seeds.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from rlhf_ray.algo.clusters import mean_of
 SHARED = [
     "reward_model.limit=50",
     "reward_model.ensemble.members=5",
+    "reward_model.least_std=1",
+    "reward_model.confirmed_by=0",
     "reward_model.fit.max_epochs=20",
     "reward_model.fit.eval_every=5",
     "ppo.kl.coef=0.0",

@@ -15,10 +15,12 @@ _Z90 = 1.6448536269514722
 def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     """How sure of itself a model may be: the lower 95% bound, at least 0, of the slope b in P = sigmoid(b * margin).
 
-    1 / b is the temperature that calibrates it: Guo et al. 2017 (arXiv:1706.04599), section 4.2, fitted by Newton's
-    method to the likelihood of the choices. The bound is b - 1.645 se, with errors that hold though choices of one
-    group go together (Liang and Zeger 1986): se^2 = sum over groups of (sum of scores)^2 / information^2.
-    Margins that choices do not confirm have slope 0.
+    1 / b is the temperature that calibrates it: Guo et al. 2017 (arXiv:1706.04599), section 4.2. It is fitted by
+    Newton's method to the likelihood of the choices with Firth's correction (1993, Biometrika 80), so that b is finite
+    though all choices are right. The bound is b - 1.645 se, where se is that of independent choices,
+    se^2 = 1 / information, or, where that is more, the one that holds though choices of one group go together (Liang
+    and Zeger 1986): se^2 = sum over groups of (sum of scores)^2 / information^2.
+    Margins that choices do not confirm have slope 0, and so have a handful of right ones, which coins give as well.
 
     margins: (N), score of the chosen answer less that of the other; groups: (N), such as the prompt of each.
     """
@@ -30,16 +32,18 @@ def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     m = m / unit  # Newton's steps stay small, whatever the scores are counted in
     b = torch.zeros((), dtype=torch.float64)
     for _ in range(50):
-        wrong = torch.sigmoid(-b * m)
-        information = (m.square() * wrong * (1 - wrong)).sum()
-        step = (m * wrong).sum() / information.clamp(min=1e-12)
+        right = torch.sigmoid(b * m)
+        by_choice = m.square() * right * (1 - right)
+        information = by_choice.sum().clamp(min=1e-12)
+        firth = (m * by_choice * (1 - 2 * right)).sum() / (2 * information)
+        step = ((m * (1 - right)).sum() + firth) / information
         b = b + step.clamp(-1, 1)
         if abs(step) < 1e-10:
             break
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     index = torch.tensor([places[group] for group in groups])
     by_group = torch.zeros(len(places), dtype=torch.float64).index_add(0, index, m * torch.sigmoid(-b * m))
-    error = by_group.square().sum().sqrt() / information.clamp(min=1e-12)
+    error = torch.maximum(information.sqrt(), by_group.square().sum().sqrt()) / information
     return max(0.0, (b - _Z90 * error).item()) / unit
 
 

@@ -84,6 +84,12 @@ class RewardModelConfig(Section):
     """Share of the prompts whose feedback only measures."""
     cross_validation: Annotated[int, Field(ge=0)] = 0
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
+    confirmed_by: Annotated[int, Field(ge=0)] = 50
+    """Prompts whose choices, unseen, say how loud its scores may be. Where validation has fewer, models like it are
+    fitted besides, each without a tenth of the prompts, and asked of those; 0: never."""
+    least_std: Annotated[float, Field(gt=0, le=1)] = 0.001
+    """Standard deviation that its scores have though nothing confirms them. 1: a control, as loud as a good model
+    whatever it is worth; PPO then follows what noise there is."""
     judge: bool = False
     """Learn from one half of the annotators, and a second model from the other half: that one only measures
     (`evaluate.every`)."""

@@ -73,12 +73,15 @@ class RewardModel:
     def consider_texts(self, texts: Sequence[str], prompts: Sequence[Hashable] = ()) -> Considered:
         """The same of texts as `score_texts` reads them."""
         if self.sureness is None or not texts:
-            return Considered(self.score_texts(texts, prompts), [], [])
+            return Considered(self.score_texts(texts, prompts), [], [], self.mean)
         features = self.features(self._encode(texts), prompts)
         with torch.inference_mode():
             rewards = self.head(features.to(self.model.device)).float().cpu()[:, 0]
         return Considered(
-            rewards.tolist(), self.sureness.spread(features).tolist(), self.sureness.strange(features).tolist()
+            rewards.tolist(),
+            self.sureness.spread(features).tolist(),
+            self.sureness.strange(features).tolist(),
+            self.mean,
         )
 
     def opinions(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
@@ -91,6 +94,15 @@ class RewardModel:
         """(B, H) what the head reads of token id lists, without gradients; `prompts` as `score_texts` has them."""
         with self._headless():
             return self._read(encoded, prompts)
+
+    @property
+    def mean(self) -> float:
+        """Its score of what it learnt from, in the mean, where that is known: what a decoder's head cannot take off."""
+        return float(getattr(self.model.config, "score_mean", 0.0))
+
+    @mean.setter
+    def mean(self, value: float) -> None:
+        self.model.config.score_mean = value
 
     @property
     def head(self) -> nn.Linear:

@@ -23,6 +23,8 @@ class Considered:
     """Standard deviation over heads that might as well have been learnt."""
     strange: list[bool]
     """Whether a text is unlike what was learnt from."""
+    mean: float = 0.0
+    """Reward of what was learnt from, in the mean: all rewards are known up to a constant, which this tells."""
 
 
 @dataclass(frozen=True, slots=True)

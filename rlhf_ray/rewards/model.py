@@ -28,8 +28,9 @@ class Considering(Protocol):
 class ModelSource:
     """The mean of its members, less `uncertainty` times their variance: Coste et al. 2024 (arXiv:2310.02743), "UWO".
 
-    A single model's variance is that over its heads. A model of our own that gives no number is broken: that is an
-    error, not a missing reward.
+    A single model's variance is that over its heads. Each member's rewards have a constant of their own, which is no
+    doubt: the variance is that of what they say beyond their means. A model of our own that gives no number is broken:
+    that is an error, not a missing reward.
     """
 
     def __init__(self, members: Sequence[Considering], *, uncertainty: float = 0.0) -> None:
@@ -40,7 +41,9 @@ class ModelSource:
         considered = [_checked(member, exchanges) for member in self.members]
         rows = list(zip(*(one.rewards for one in considered), strict=True))
         rewards = [statistics.fmean(row) for row in rows]
-        spreads = considered[0].spreads if len(considered) == 1 else [statistics.pstdev(row) for row in rows]
+        means = [one.mean for one in considered]
+        apart = (statistics.pstdev(map(float.__sub__, row, means)) for row in rows)
+        spreads = considered[0].spreads if len(considered) == 1 else list(apart)
         if self.uncertainty and exchanges:
             if not spreads:
                 raise ConfigError(

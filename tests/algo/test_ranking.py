@@ -86,20 +86,34 @@ def test_distinct_n_equals_numbers_worked_by_hand() -> None:
     assert distinct_n([], 1) == 0.0
 
 
-def test_three_of_four_choices_confirm_log_odds_of_log_3_less_the_error() -> None:
-    margins = [1.0, 1.0, 1.0, -1.0] * 100
-    # se = sqrt(0.75 * 100) / (0.1875 * 400), worked by hand
-    assert confirmed_slope(margins, range(400)) == pytest.approx(math.log(3) - 1.644854 * 75**0.5 / 75)
-    assert confirmed_slope([10 * margin for margin in margins], range(400)) == pytest.approx(0.9087 / 10, rel=1e-3)
+@pytest.mark.parametrize(("right", "wrong"), [(300, 100), (20, 5), (50, 0)])
+def test_choices_of_one_margin_confirm_the_log_odds_of_their_counts_less_the_error(right: int, wrong: int) -> None:
+    """By hand: Firth's correction adds half a choice to each side, and the information is N p (1 - p)."""
+    p = (right + 0.5) / (right + wrong + 1)
+    bound = math.log(p / (1 - p)) - 1.644854 / math.sqrt((right + wrong) * p * (1 - p))
+    margins = [1.0] * right + [-1.0] * wrong
+    assert confirmed_slope(margins, range(right + wrong)) == pytest.approx(bound, rel=1e-5)
+    assert confirmed_slope([10 * margin for margin in margins], range(right + wrong)) == pytest.approx(bound / 10)
 
 
 def test_choices_that_go_together_count_as_their_group_does() -> None:
-    alike = [3.0, 3.0, 3.0, -3.0] * 25  # each group has three right and one wrong: no group tells anything of its own
-    assert confirmed_slope(alike, [place // 4 for place in range(100)]) == pytest.approx(math.log(3) / 3)
     right, wrong = [1.0] * 15, [-1.0] * 5
     apart = confirmed_slope(right + wrong, range(20))
     together = confirmed_slope(right + wrong, [place // 5 for place in range(20)])
     assert together == 0 < apart
+
+
+def test_groups_that_are_all_alike_confirm_no_more_than_choices_that_are_apart() -> None:
+    alike = [3.0, 3.0, 3.0, -3.0] * 25
+    assert confirmed_slope(alike, [place // 4 for place in range(100)]) == confirmed_slope(alike, range(100))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 20])
+def test_a_handful_of_coins_is_believed_in_one_of_twenty_cases_at_most(n: int) -> None:
+    draw = random.Random(n)
+    worlds = [[abs(draw.gauss(0, 1)) * draw.choice((-1, 1)) for _ in range(n)] for _ in range(200)]
+    assert sum(confirmed_slope(margins, range(n)) > 0 for margins in worlds) <= 10
+    assert confirmed_slope([1.0] * min(n, 5), range(min(n, 5))) == 0  # all right, as coins are now and then
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -116,4 +130,3 @@ def test_margins_that_say_nothing_or_are_not_there_confirm_nothing() -> None:
     assert confirmed_slope([], []) == 0
     assert confirmed_slope([0.0, 0.0], [1, 2]) == 0
     assert confirmed_slope([-1.0, -2.0], [1, 2]) == 0
-    assert confirmed_slope([1.0] * 50, range(50)) > 3  # all of them right: as sure as the search goes

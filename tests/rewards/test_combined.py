@@ -30,8 +30,10 @@ class Says:
 
 
 class Member:
-    def __init__(self, *scores: float, spreads: Sequence[float] = (), strange: Sequence[bool] = ()) -> None:
-        self.considered = Considered(list(scores), list(spreads), list(strange))
+    def __init__(
+        self, *scores: float, spreads: Sequence[float] = (), strange: Sequence[bool] = (), mean: float = 0.0
+    ) -> None:
+        self.considered = Considered(list(scores), list(spreads), list(strange), mean)
 
     def consider(self, _: Sequence[Exchange]) -> Considered:
         return self.considered
@@ -71,6 +73,11 @@ def test_an_ensemble_gives_its_mean_less_its_variance_by_hand() -> None:
     given = ModelSource([Member(1.0, 5.0), Member(3.0, 5.0)], uncertainty=0.25).score(EXCHANGES)
     assert given.rewards == [2.0 - 0.25 * 1.0, 5.0]
     assert given.spreads == [1.0, 0.0]
+
+
+def test_what_members_say_of_everything_alike_is_no_doubt() -> None:
+    given = ModelSource([Member(11.0, 15.0, mean=10.0), Member(3.0, 5.0)], uncertainty=0.25).score(EXCHANGES)
+    assert given == Given([7.0 - 0.25 * 1.0, 10.0], [1.0, 0.0], [])
 
 
 def test_a_single_model_is_as_unsure_as_its_heads() -> None:

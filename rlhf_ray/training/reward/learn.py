@@ -4,11 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from rlhf_ray.algo.ranking import confirmed_slope
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import (
     Comparison,
@@ -21,7 +18,7 @@ from rlhf_ray.data.judgements import (
     exchanges_of,
     of_kinds,
 )
-from rlhf_ray.data.splits import split_by_group
+from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.models.lora import with_adapter, with_adapter_merged
 from rlhf_ray.models.policy import prompt_text
 from rlhf_ray.models.reward import MEMBERS, RewardModel, new_reward_model
@@ -39,6 +36,7 @@ from rlhf_ray.training.reward.measure import (
     told_by,
 )
 from rlhf_ray.training.reward.objective import FeedbackLoss, RewardNetwork, judged, kinds_of
+from rlhf_ray.training.reward.scale import Unseen, standardise
 from rlhf_ray.training.reward.sureness import learn_sureness
 from rlhf_ray.types import Exchange
 
@@ -48,8 +46,8 @@ STANDARDISED_ON = 1000
 """Training responses, at most, whose scores get mean 0 and standard deviation 1."""
 APART = 1_000_003
 """Between the seeds of an ensemble's members."""
-LEAST_STD = 1e-3
-"""Of the scores of a reward model whose choices nothing confirms."""
+PARTS = 10
+"""Of the training prompts; each in turn may be left out of a fit that is then asked about it."""
 
 Judgements = Sequence[Judgement]
 Say = Callable[[str], None]
@@ -78,16 +76,27 @@ def fit_reward_model(
     (`standardise`), and mean 0 where its head has a bias to say so.
     """
 
-    def member(number: int) -> tuple[RewardModel, FitResult, dict[str, Any]]:
-        name = stage if number == 0 else f"{stage}_{number}"
+    def fitted(items: Judgements, settings: RewardModelConfig, *, name: str, seed: int) -> Learnt:
         say: dict[str, Any] = {"stage": name, "progress": progress, "folder": fits and fits / name}
-        return learn(base, train, config=config, seed=seed + APART * number, **say)
+        return learn(base, items, config=settings, seed=seed, **say)
 
-    reward_model, result, told = member(0)
-    members = [reward_model, *(member(number)[0] for number in range(1, config.ensemble.members))]
+    def without(number: int, rest: Judgements) -> RewardModel:
+        if number == 0:
+            progress(f"{stage}: too few choices to say how far to believe it, so others like it are asked of theirs")
+        plain = config.model_copy(update={"shuffle_labels": False})  # `rest` is shuffled as it is
+        return fitted(rest, plain, name=f"{stage}_without_{number}", seed=seed).reward_model
+
+    learnable = _learnable(train, config, seed=seed)
+    learnt = [
+        fitted(train, config, name=f"{stage}_{number}" if number else stage, seed=seed + APART * number)
+        for number in range(config.ensemble.members)
+    ]
+    unseen = _unseen(learnt[0], learnable, said=train, wanted=config.confirmed_by, seed=seed, without=without)
     if rank_and_count()[0] > 0:
         return {}  # the first one says and saves it all
-    learnable = _learnable(train, config, seed=seed)
+    members, reward_model = [each.reward_model for each in learnt], learnt[0].reward_model
+    some = _some(learnable, seed=seed)
+    told, *_ = [standardise(each, some, unseen=unseen, least_std=config.least_std) for each in members]
     reward_model.sureness = learn_sureness(reward_model, *_split(learnable, seed=seed), config=config, seed=seed)
     if folder is not None:
         for path, saved in zip(
@@ -106,14 +115,22 @@ def fit_reward_model(
         "feedback": config.feedback,
         "shuffled_labels": config.shuffle_labels,
         "train_items": counted(learnable),
-        **asdict(result),
+        **asdict(learnt[0].result),
     }
 
 
-def learn(
-    base: Path, train: Judgements, *, config: RewardModelConfig, seed: int, **say: Any
-) -> tuple[RewardModel, FitResult, dict[str, Any]]:
-    """A reward model with one head and scores of known scale, how its fit went, and what `standardise` says."""
+class Learnt(NamedTuple):
+    """A reward model as its fit leaves it."""
+
+    reward_model: RewardModel
+    """With one head; of scores in no known unit."""
+    result: FitResult
+    validation: Judgements
+    """What told the fit when to stop."""
+
+
+def learn(base: Path, train: Judgements, *, config: RewardModelConfig, seed: int, **say: Any) -> Learnt:
+    """Fits a reward model, whose heads become one. `say`: what `fit` calls it, says of it, and saves on its way."""
     learnable = _learnable(train, config, seed=seed)
     body = "decoder" if config.backbone == "linear" else config.backbone
     reward_model = new_reward_model(
@@ -122,45 +139,7 @@ def learn(
     inner, validation = _split(learnable, seed=seed)
     result = _fit(reward_model, inner, validation, config=config, seed=seed, **say)
     reward_model.fold_heads(list(config.aspects.values()))
-    confirming = comparisons(validation)
-    if not confirming:  # ratings of one answer each compare nothing; others may have been compared
-        groups = {item.prompt.group for item in validation}
-        confirming = comparisons(item for item in train if item.prompt.group in groups)
-    return reward_model, result, standardise(reward_model, _some(learnable, seed=seed), confirming=confirming)
-
-
-def standardise(
-    reward_model: RewardModel, exchanges: Sequence[Exchange], *, confirming: Sequence[Comparison]
-) -> dict[str, Any]:
-    """Gives the scores of `exchanges` a known standard deviation and, with a bias, mean 0, by changing the head.
-
-    It is 1, so that a KL weight means the same for every reward model, but never more than twice the log-odds that
-    `confirming` bears out: choices that the fit did not learn from. A model that learnt from noise says next to nothing
-    then, instead of its noise as loud as a good model's word. `LEAST_STD` keeps the order of its scores.
-
-    So the plain folder gives those scores to whoever loads it. A decoder's head has no bias, and its mean stays.
-    `logit_scale` turns differences of the new scores into what the ranking loss saw; `temperature` is what those
-    log-odds have to be divided by to be as sure as `confirming` bears out (Guo et al. 2017, arXiv:1706.04599).
-    """
-    scores = torch.tensor(reward_model.score(exchanges))
-    mean, std = scores.mean().item(), scores.std(correction=0).item()
-    slope = confirmed_slope(margins_of(reward_model, confirming), [pair.prompt.id for pair in confirming])
-    confirmed = slope * std if confirming else None  # nobody to ask
-    wanted = 1.0 if confirmed is None else min(1.0, max(2 * confirmed, LEAST_STD))
-    scale = std / wanted if std > 1e-6 else 1.0  # scores that are all the same say nothing, however stretched
-    head = reward_model.head
-    with torch.no_grad():
-        head.weight.div_(scale)
-        if head.bias is not None:
-            head.bias.sub_(mean).div_(scale)
-    return {
-        "folded": "scale" if head.bias is None else "scale and shift",
-        "logit_scale": scale,
-        "score_mean": mean / scale if head.bias is None else 0.0,
-        "score_std": std / scale,
-        "confirmed_std": confirmed,
-        "temperature": 1 / slope if slope > 0 else None,
-    }
+    return Learnt(reward_model, result, validation)
 
 
 def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
@@ -180,6 +159,40 @@ def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
         else:
             dealt.append(_turned(item) if rng.random() < 0.5 else item)
     return dealt
+
+
+def _unseen(
+    first: Learnt,
+    learnable: Judgements,
+    *,
+    said: Judgements,
+    wanted: int,
+    seed: int,
+    without: Callable[[int, Judgements], RewardModel],
+) -> Unseen:
+    """Choices that say how far to believe it: those of its validation, where they are on `wanted` prompts.
+
+    Where they are on fewer, models like it are fitted `without` one part after the other, and asked of that part, which
+    did not even tell them when to stop. However much there is to learn from, they learn from no more than about
+    8 * `wanted` prompts together.
+    """
+    unseen, own = Unseen(), _choices(first.validation, said=said)
+    groups = len({item.prompt.group for item in learnable})
+    if len({choice.prompt.id for choice in own}) >= wanted or groups < 3 or not _choices(learnable, said=said):
+        unseen.ask(first.reward_model, own, exchanges=_some(learnable, seed=seed))
+        return unseen
+    parts = folds_by_group(learnable, group=lambda item: item.prompt.group, folds=min(PARTS, groups), seed=seed)
+    for number, (rest, part) in enumerate(parts):
+        unseen.ask(without(number, rest), _choices(part, said=said), exchanges=_some(rest, seed=seed))
+        if len(set(unseen.prompts)) >= wanted:
+            break
+    return unseen
+
+
+def _choices(items: Judgements, *, said: Judgements) -> list[Comparison]:
+    """Those among the items; ratings of one answer each compare nothing, but others that were said may."""
+    groups = {item.prompt.group for item in items}
+    return comparisons(items) or comparisons(item for item in said if item.prompt.group in groups)
 
 
 def _learnable(train: Judgements, config: RewardModelConfig, *, seed: int) -> Judgements:

@@ -40,10 +40,12 @@ class Together:
         return [statistics.fmean(row) for row in zip(*columns, strict=True)]
 
     def opinions(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """(B, K) what each member, or each head of a single one, makes of each exchange."""
+        """(B, K) what each member, or each head of a single one, makes of each exchange beyond its mean."""
         if len(self.members) == 1:
             return self.members[0].opinions(exchanges)
-        return torch.tensor([member.score(exchanges) for member in self.members]).T
+        return torch.tensor([member.score(exchanges) for member in self.members]).T - torch.tensor(
+            [member.mean for member in self.members]
+        )
 
 
 def measure(reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: st
         "logit_scale": on_choices["logit_scale"],
         "score_std": on_choices["score_std"],
         "confirmed_std": on_choices["confirmed_std"],
+        "confirmed_by": on_choices["confirmed_by"],
         "calibration": {
             "ece": measured["ece"],
             "bins": [
@@ -207,9 +208,10 @@ def _remarks(on_choices: dict[str, Any]) -> list[str]:
     """What whoever trusts it should know."""
     remarks = []
     if on_choices["confirmed_std"] is not None and on_choices["score_std"] < 0.99:
+        asked, confirmed = on_choices["confirmed_by"], on_choices["confirmed_std"]
         remarks.append(
-            f"choices that it did not learn from confirm log-odds of {on_choices['confirmed_std']:.2f} a standard "
-            f"deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
+            f"{asked['choices']} choices on {asked['prompts']} prompts that were not learnt from confirm log-odds of "
+            f"{confirmed:.2f} a standard deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
         )
     gate = on_choices["gate"]
     if not gate["passed"]:

@@ -34,7 +34,7 @@ def cross_validate(
     for number, (train, held_out) in enumerate(splits, 1):
         reader = Reader(train, weigh=config.reliability, margin=config.margin)
         comments = config.feedback == "comments"
-        reward_model, _, _ = learn(
+        reward_model, *_ = learn(
             base,
             reader.read(train, all_comments=comments),
             config=config,

@@ -12,17 +12,21 @@ from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, comparisons, exchanges_of
 from rlhf_ray.errors import DataError
 from rlhf_ray.models.reward import load_reward_model, members_of, new_reward_model
+from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.training import fit
-from rlhf_ray.training.reward.learn import fit_reward_model, shuffled, standardise
+from rlhf_ray.training.reward.learn import fit_reward_model, shuffled
+from rlhf_ray.training.reward.scale import Unseen, standardise
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
 FIT = {"learning_rate": 5e-3, "batch_size": 16, "max_epochs": 6, "eval_every": 10}
+ONE_FIT = {"confirmed_by": 0}
+"""Where nothing is asked about how loud scores are, no other models are fitted to find out."""
 GOOD, BAD = "sorry, we pay you back", "we send a new one today"
 
 
 def make_config(*, fit: dict[str, Any] | None = None, **overrides: Any) -> RewardModelConfig:
-    return RewardModelConfig(**{"fit": {**FIT, **(fit or {})}, **overrides})
+    return RewardModelConfig(**{"fit": {**FIT, **(fit or {})}, **ONE_FIT, **overrides})
 
 
 def choices(n: int, *, start: int = 0) -> list[Ordered]:
@@ -152,7 +156,11 @@ def test_an_ensembles_members_differ_and_are_measured_together(tmp_path: Path) -
     pairs = comparisons(choices(40, start=1000))
     right = [means[Exchange(p.prompt, p.better)] > means[Exchange(p.prompt, p.worse)] for p in pairs]
     assert metrics["accuracy"] == pytest.approx(sum(right) / 40)
-    assert metrics["sureness"]["spread"] == pytest.approx(float(scores.std(0, correction=0).mean()), rel=0.01)
+    told = exchanges_of(choices(80))
+    centres = torch.tensor([member.score(told) for member in members]).mean(1)
+    apart = (scores - centres[:, None]).std(0, correction=0).tolist()
+    assert metrics["sureness"]["spread"] == pytest.approx(sum(apart) / len(apart), rel=0.01)
+    assert ModelSource(members).score(exchanges).spreads == pytest.approx(apart, abs=1e-3)
 
 
 def test_a_small_matrix_beside_each_layer_learns_and_is_merged(tmp_path: Path) -> None:
@@ -221,8 +229,9 @@ def test_the_saved_folder_gives_the_standardised_scores_to_plain_transformers(tm
     exchanges = exchanges_of(train)
     saved = load_reward_model(tmp_path / "reward")
     scores = torch.tensor(saved.score(exchanges))
-    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert scores.std(correction=0).item() == pytest.approx(metrics["score_std"], rel=1e-3)
     assert scores.mean().item() == pytest.approx(metrics["score_mean"], abs=1e-3)
+    assert saved.mean == metrics["score_mean"] != 0
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     ids = torch.tensor(saved.encode(exchanges[:1]))
     assert plain(ids).logits.item() == pytest.approx(scores[0].item(), abs=1e-5)
@@ -233,7 +242,7 @@ def test_a_head_with_a_bias_takes_the_mean_too(tmp_path: Path, backbone: Any, fo
     reward_model = new_reward_model(make_policy_folder(tmp_path / "base"), backbone, texts=[GOOD, BAD] * 9)
     exchanges = exchanges_of(choices(30))
     before = torch.tensor(reward_model.score(exchanges))
-    told = standardise(reward_model, exchanges, confirming=[])
+    told = standardise(reward_model, exchanges, unseen=Unseen(), least_std=1e-3)
     after = torch.tensor(reward_model.score(exchanges))
     assert told["folded"] == folded
     assert after.std(correction=0).item() == pytest.approx(1, abs=1e-3)
@@ -247,9 +256,50 @@ def test_a_model_that_learnt_from_coins_says_next_to_nothing_and_one_that_learnt
     tmp_path: Path,
 ) -> None:
     noise = learn(tmp_path / "noise", choices(200), fit={"max_epochs": 2}, shuffle_labels=True)
+    loud = learn(tmp_path / "loud", choices(200), fit={"max_epochs": 2}, shuffle_labels=True, least_std=1.0)
     sense = learn(tmp_path / "sense", choices(200), fit={"max_epochs": 2})
     assert noise["score_std"] < 0.1
+    assert loud["score_std"] == pytest.approx(1, abs=1e-3)
     assert sense["score_std"] == pytest.approx(1, abs=1e-3)
+
+
+def test_of_few_choices_a_good_model_is_believed_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    """Its own validation is five choices, which confirm nothing; models without each tenth are asked of all fifty."""
+    data = [
+        replace(item, ranks=item.ranks[::-1]) if number % 5 == 0 else item for number, item in enumerate(choices(50))
+    ]
+    alone = learn(tmp_path / "alone", data)
+    asked = learn(tmp_path / "asked", data, confirmed_by=50)
+    noise = learn(tmp_path / "noise", data, confirmed_by=50, shuffle_labels=True)
+    assert alone["confirmed_by"] == {"choices": 5, "prompts": 5}
+    assert asked["confirmed_by"] == noise["confirmed_by"] == {"choices": 50, "prompts": 50}
+    assert alone["score_std"] == pytest.approx(0.001)
+    assert asked["score_std"] > 0.5
+    assert noise["score_std"] < 0.1
+    assert asked["accuracy"] == alone["accuracy"]  # how loud it is changes no order
+
+
+def test_no_more_models_are_fitted_than_it_takes_and_the_ensemble_goes_by_what_they_say(tmp_path: Path) -> None:
+    names: list[str] = []
+    fit_reward_model(
+        make_policy_folder(tmp_path / "base"),
+        choices(60),
+        held_out=choices(20, start=1000),
+        config=make_config(confirmed_by=15, fit={"max_epochs": 3}, ensemble={"members": 2, "heads": 0}),
+        folder=tmp_path / "reward",
+        seed=0,
+        progress=lambda line: names.append(line.split(" step")[0]),
+    )
+    assert {name for name in names if name.startswith("reward_model") and ":" not in name} == {
+        "reward_model",
+        "reward_model_1",
+        *(f"reward_model_without_{number}" for number in range(3)),
+    }
+    stds = [
+        torch.tensor(load_reward_model(path).score(exchanges_of(choices(60)))).std(correction=0).item()
+        for path in members_of(tmp_path / "reward")
+    ]
+    assert stds[0] == pytest.approx(stds[1], rel=1e-3)
 
 
 def test_one_seed_gives_one_reward_model(tmp_path: Path) -> None:
