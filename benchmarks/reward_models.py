@@ -35,7 +35,7 @@ from rlhf_ray.models.folder import quiet_transformers
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.training.recipe import make_recipe
-from rlhf_ray.training.reward.learn import learn
+from rlhf_ray.training.reward.learn import learn, learnable_of
 from rlhf_ray.training.reward.measure import margins_of
 from rlhf_ray.training.reward.stage import read_snapshot
 from rlhf_ray.training.run_folder import existing_run
@@ -146,7 +146,7 @@ class World:
         with tempfile.TemporaryDirectory() as scratch:
             model, *_ = learn(
                 self.base,
-                train,
+                learnable_of(train, told, seed=self.seed),
                 config=told,
                 seed=self.seed,
                 stage="fit",

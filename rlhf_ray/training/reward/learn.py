@@ -1,7 +1,7 @@
 """Reward models from people's feedback: fitted, measured on held-out choices, saved whole or not at all."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,9 @@ STANDARDISED_ON = 1000
 APART = 1_000_003
 """Between the seeds of an ensemble's members."""
 PARTS = 10
-"""Of the training prompts; each in turn may be left out of a fit that is then asked about it."""
+"""Of the training prompts; each in turn may be left out of a fit, even of what ends it, that is then asked about it."""
+LEAST_GROUPS = 3
+"""Of prompts: one part is left out, one ends the fit, one teaches."""
 
 Judgements = Sequence[Judgement]
 Say = Callable[[str], None]
@@ -76,28 +78,30 @@ def fit_reward_model(
     (`standardise`), and mean 0 where its head has a bias to say so.
     """
 
-    def fitted(items: Judgements, settings: RewardModelConfig, *, name: str, seed: int) -> Learnt:
+    def fitted(name: str, items: Judgements, seed: int) -> Learnt:
         say: dict[str, Any] = {"stage": name, "progress": progress, "folder": fits and fits / name}
-        return learn(base, items, config=settings, seed=seed, **say)
+        return learn(base, items, config=config, seed=seed, **say)
 
-    def without(number: int, rest: Judgements) -> RewardModel:
-        if number == 0:
-            progress(f"{stage}: too few choices to say how far to believe it, so others like it are asked of theirs")
-        plain = config.model_copy(update={"shuffle_labels": False})  # `rest` is shuffled as it is
-        return fitted(rest, plain, name=f"{stage}_without_{number}", seed=seed).reward_model
-
-    learnable = _learnable(train, config, seed=seed)
+    learnable = learnable_of(train, config, seed=seed)
     learnt = [
-        fitted(train, config, name=f"{stage}_{number}" if number else stage, seed=seed + APART * number)
+        fitted(f"{stage}_{number}" if number else stage, learnable, seed + APART * number)
         for number in range(config.ensemble.members)
     ]
-    unseen = _unseen(learnt[0], learnable, said=train, wanted=config.confirmed_by, seed=seed, without=without)
+    unseen, own = Unseen(), _choices(learnt[0].validation, said=train)
+    if len({choice.prompt.id for choice in own}) < config.confirmed_by and _choices(learnable, said=train):
+        for number, (rest, part) in enumerate(_parts(learnable, seed=seed)):
+            without = fitted(f"{stage}_without_{number}", rest, seed).reward_model
+            unseen.ask(without, _choices(part, said=train), exchanges=_some(rest, seed=seed))
+            if len(set(unseen.prompts)) >= config.confirmed_by:
+                break
     if rank_and_count()[0] > 0:
         return {}  # the first one says and saves it all
-    members, reward_model = [each.reward_model for each in learnt], learnt[0].reward_model
     some = _some(learnable, seed=seed)
+    if not unseen.prompts:
+        unseen.ask(learnt[0].reward_model, own, exchanges=some)
+    members = [each.reward_model for each in learnt]
     told, *_ = [standardise(each, some, unseen=unseen, least_std=config.least_std) for each in members]
-    reward_model.sureness = learn_sureness(reward_model, *_split(learnable, seed=seed), config=config, seed=seed)
+    members[0].sureness = learn_sureness(members[0], *_split(learnable, seed=seed), config=config, seed=seed)
     if folder is not None:
         for path, saved in zip(
             [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
@@ -129,9 +133,11 @@ class Learnt(NamedTuple):
     """What told the fit when to stop."""
 
 
-def learn(base: Path, train: Judgements, *, config: RewardModelConfig, seed: int, **say: Any) -> Learnt:
-    """Fits a reward model, whose heads become one. `say`: what `fit` calls it, says of it, and saves on its way."""
-    learnable = _learnable(train, config, seed=seed)
+def learn(base: Path, learnable: Judgements, *, config: RewardModelConfig, seed: int, **say: Any) -> Learnt:
+    """Fits a reward model to all of `learnable`, whatever kinds the config names; its heads become one.
+
+    `say`: what `fit` calls it, says of it, and saves on its way.
+    """
     body = "decoder" if config.backbone == "linear" else config.backbone
     reward_model = new_reward_model(
         base, body, body=config.body, heads=len(config.aspects), texts=_texts(learnable), seed=seed
@@ -140,6 +146,12 @@ def learn(base: Path, train: Judgements, *, config: RewardModelConfig, seed: int
     result = _fit(reward_model, inner, validation, config=config, seed=seed, **say)
     reward_model.fold_heads(list(config.aspects.values()))
     return Learnt(reward_model, result, validation)
+
+
+def learnable_of(train: Judgements, config: RewardModelConfig, *, seed: int) -> Judgements:
+    """What the config learns from, with the labels that it gives them."""
+    learnable = of_kinds(train, kinds_of(config.feedback))
+    return shuffled(learnable, seed=seed) if config.shuffle_labels else learnable
 
 
 def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
@@ -161,44 +173,20 @@ def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
     return dealt
 
 
-def _unseen(
-    first: Learnt,
-    learnable: Judgements,
-    *,
-    said: Judgements,
-    wanted: int,
-    seed: int,
-    without: Callable[[int, Judgements], RewardModel],
-) -> Unseen:
-    """Choices that say how far to believe it: those of its validation, where they are on `wanted` prompts.
+def _parts(items: Judgements, *, seed: int) -> Iterator[tuple[Judgements, Judgements]]:
+    """All but one part, and that part, for each; nothing where there is too little left to fit without one.
 
-    Where they are on fewer, models like it are fitted `without` one part after the other, and asked of that part, which
-    did not even tell them when to stop. However much there is to learn from, they learn from no more than about
-    8 * `wanted` prompts together.
+    Whoever takes so many parts that they hold N prompts, or all, fits no more than about 8 N prompts.
     """
-    unseen, own = Unseen(), _choices(first.validation, said=said)
-    groups = len({item.prompt.group for item in learnable})
-    if len({choice.prompt.id for choice in own}) >= wanted or groups < 3 or not _choices(learnable, said=said):
-        unseen.ask(first.reward_model, own, exchanges=_some(learnable, seed=seed))
-        return unseen
-    parts = folds_by_group(learnable, group=lambda item: item.prompt.group, folds=min(PARTS, groups), seed=seed)
-    for number, (rest, part) in enumerate(parts):
-        unseen.ask(without(number, rest), _choices(part, said=said), exchanges=_some(rest, seed=seed))
-        if len(set(unseen.prompts)) >= wanted:
-            break
-    return unseen
+    groups = len({item.prompt.group for item in items})
+    if groups >= LEAST_GROUPS:
+        yield from folds_by_group(items, group=lambda item: item.prompt.group, folds=min(PARTS, groups), seed=seed)
 
 
 def _choices(items: Judgements, *, said: Judgements) -> list[Comparison]:
     """Those among the items; ratings of one answer each compare nothing, but others that were said may."""
     groups = {item.prompt.group for item in items}
     return comparisons(items) or comparisons(item for item in said if item.prompt.group in groups)
-
-
-def _learnable(train: Judgements, config: RewardModelConfig, *, seed: int) -> Judgements:
-    """What the config learns from, with the labels that it gives them."""
-    learnable = of_kinds(train, kinds_of(config.feedback))
-    return shuffled(learnable, seed=seed) if config.shuffle_labels else learnable
 
 
 def _turned(item: Ordered) -> Ordered:

@@ -9,7 +9,7 @@ from rlhf_ray.data.judgements import Comparison, Rated, comparisons
 from rlhf_ray.data.reading import Reader
 from rlhf_ray.data.splits import folds_by_group
 from rlhf_ray.feedback.schema import Feedback
-from rlhf_ray.training.reward.learn import Say, learn
+from rlhf_ray.training.reward.learn import Say, learn, learnable_of
 from rlhf_ray.training.reward.measure import by_kind, judged_by, margins_of, order_of_ratings, ratings_among, told_by
 
 
@@ -36,7 +36,7 @@ def cross_validate(
         comments = config.feedback == "comments"
         reward_model, *_ = learn(
             base,
-            reader.read(train, all_comments=comments),
+            learnable_of(reader.read(train, all_comments=comments), config, seed=seed),
             config=config,
             seed=seed,
             stage=f"fold {number}/{folds}",
