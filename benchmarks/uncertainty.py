@@ -27,7 +27,7 @@ SHARED = [
     "reward_model.fit.max_epochs=20",
     "reward_model.fit.eval_every=5",
     "ppo.kl.coef=0.0",
-    "ppo.kl.limit=60",
+    "ppo.kl.limit=1000",
 ]
 POINTS = 50
 """Of KL at which the curves are read."""
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--uncertainty", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=36)
     options = parser.parse_args()
     over, at_end = [], []
     for seed in range(options.seeds):

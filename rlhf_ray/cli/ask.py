@@ -106,7 +106,8 @@ def _by_disagreement(wanted: Sequence["NewTask"], folders: Sequence[Path]) -> li
 
     from rlhf_ray.algo.disagreement import preference_disagreement
     from rlhf_ray.errors import InputError
-    from rlhf_ray.models.reward import load_reward_model, members_of
+    from rlhf_ray.models.files import members_of
+    from rlhf_ray.models.reward import load_reward_model
     from rlhf_ray.serving.labelling import exchanges_of
     from rlhf_ray.training.run_folder import existing_run
 

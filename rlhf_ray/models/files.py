@@ -10,6 +10,14 @@ from rlhf_ray.errors import ModelError
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM 0.32's attention on CPU is built for; another size would fail in the first batch."""
 
+MEMBERS = "members"
+"""Folder in a reward model's own that holds the others of its ensemble."""
+
+
+def members_of(path: Path) -> list[Path]:
+    """The folders of an ensemble: the reward model's own, and those of its other members, where it has some."""
+    return [path, *sorted((path / MEMBERS).glob("*"))]
+
 
 def read_folder(path: Path, use: str) -> dict[str, Any]:
     """The parsed `config.json` of a model folder whose files may be loaded: local, safetensors, no code of its own."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sqlalchemy import Column, Connection, Integer, MetaData, Row, Table, Text, insert, select
 
 from rlhf_ray.errors import InfrastructureError, InputError, ModelError
-from rlhf_ray.models.files import fsync, read_folder
+from rlhf_ray.models.files import fsync, members_of, read_folder
 from rlhf_ray.sqlite import Database, append_only
 
 Kind = Literal["policy", "reward_model"]
@@ -225,9 +225,8 @@ def verify(version: Version) -> None:
     advice = "restore it from a copy, or promote another version"
     broken = f"{_word(version.kind)} {version.number}"
     try:
-        names = {path.name for path in version.folder.iterdir()} - {MANIFEST}
         listed = json.loads((version.folder / MANIFEST).read_bytes())["files"]
-        found = {name: _hash(version.folder / name) for name in sorted(names)}
+        found = {name: _hash(version.folder / name) for name in _names(version.folder) if name != MANIFEST}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{broken} cannot be read ({type(error).__name__}): {advice}") from None
     if found != listed or _sha256(found) != version.sha256:
@@ -256,16 +255,26 @@ def _still_standing(connection: Connection, kind: Kind) -> list[Promotion]:
 
 def _copy(folder: Path, new: Path, kind: Kind) -> dict[str, str]:
     """The files that belong to a version, copied to the disk, with their sha256."""
-    read_folder(folder, _word(kind))
-    new.mkdir()
     files = {}
-    for source in sorted(folder.iterdir()):
-        if source.is_symlink():
-            raise ModelError(f"{source} is a link: copy the {_word(kind)} with its files (cp -rL) and publish the copy")
-        if source.suffix in COPIED and source.is_file() and source.name != MANIFEST:
-            files[source.name] = _copy_file(source, new / source.name)
-    fsync(new)
+    for place in members_of(folder) if kind == "reward_model" else [folder]:
+        for source in [*([] if place == folder else [place]), *sorted(place.iterdir())]:
+            if source.is_symlink():
+                word = _word(kind)
+                raise ModelError(f"{source} is a link: copy the {word} with its files (cp -rL) and publish the copy")
+        read_folder(place, _word(kind))
+        target = new / place.relative_to(folder)
+        target.mkdir(parents=True)
+        for source in sorted(place.iterdir()):
+            if source.suffix in COPIED and source.is_file() and source.name != MANIFEST:
+                files[str(source.relative_to(folder))] = _copy_file(source, target / source.name)
+        fsync(target)
+        fsync(target.parent)
     return files
+
+
+def _names(folder: Path) -> list[str]:
+    """Of whatever a version holds, from its folder on; what is no file will not be read."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
 def _copy_file(source: Path, target: Path) -> str:

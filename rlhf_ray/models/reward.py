@@ -30,8 +30,6 @@ from rlhf_ray.models.prefix import can_go_on, common_prefix, logits_after
 from rlhf_ray.models.sureness import Considered, Sureness, load_sureness
 from rlhf_ray.types import Exchange, Message
 
-MEMBERS = "members"
-"""Folder in a reward model's own that holds the others of its ensemble."""
 BATCH_TOKENS = 4096
 """Padded tokens that one forward pass scores."""
 PADDING, LEAST = 1.1, 1024
@@ -249,11 +247,6 @@ def load_reward_model(path: Path) -> RewardModel:
     loaded = RewardModel(model, tokenizer)
     loaded.sureness = load_sureness(path)
     return loaded
-
-
-def members_of(path: Path) -> list[Path]:
-    """The folders of an ensemble: the reward model's own, and those of its other members, where it has some."""
-    return [path, *sorted((path / MEMBERS).glob("*"))]
 
 
 def new_reward_model(

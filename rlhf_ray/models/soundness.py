@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 from rlhf_ray.errors import ModelError
+from rlhf_ray.models.ensemble import load_ensemble
 from rlhf_ray.models.policy import load_policy
-from rlhf_ray.models.reward import load_reward_model
 
 if TYPE_CHECKING:
     from rlhf_ray.models.registry import Kind
@@ -20,7 +20,7 @@ def refuse_unusable(folder: Path, kind: "Kind") -> None:
     if kind == "policy":
         load_policy(folder)
     else:
-        load_reward_model(folder)
+        load_ensemble(folder)
     for name, tensor in _tensors(folder):
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             word = kind.replace("_", " ")
@@ -28,7 +28,7 @@ def refuse_unusable(folder: Path, kind: "Kind") -> None:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(str(path), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is no dictionary
                 yield name, opened.get_tensor(name)

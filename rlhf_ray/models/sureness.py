@@ -3,6 +3,8 @@
 Both are read off what the body says of a text, in the same pass that scores it.
 """
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,29 @@ class Considered:
 
     rewards: list[float]
     spreads: list[float]
-    """Standard deviation over heads that might as well have been learnt."""
+    """Standard deviation over members or heads that might as well have been learnt."""
     strange: list[bool]
     """Whether a text is unlike what was learnt from."""
     mean: float = 0.0
     """Reward of what was learnt from, in the mean: all rewards are known up to a constant, which this tells."""
+
+
+def agreed(considered: Sequence[Considered]) -> Considered:
+    """The members' mean, with their standard deviation for its spread; strange is what is so to any of them.
+
+    Each member's rewards have a constant of their own, its mean, which is no doubt: the spread is that of what they say
+    beyond it. A single member's is that over its heads.
+    """
+    if len(considered) == 1:
+        return considered[0]
+    means = [one.mean for one in considered]
+    rows = list(zip(*(one.rewards for one in considered), strict=True))
+    return Considered(
+        [statistics.fmean(row) for row in rows],
+        [statistics.pstdev(map(float.__sub__, row, means)) for row in rows],
+        [any(flags) for flags in zip(*(one.strange for one in considered if one.strange), strict=True)],
+        statistics.fmean(means),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from rlhf_ray.config.rewards import EnvironmentReward, FunctionReward, JudgeReward, ModelReward, RewardsConfig
 from rlhf_ray.config.rewards import Source as SourceConfig
 from rlhf_ray.errors import ConfigError, InfrastructureError
-from rlhf_ray.models.reward import load_reward_model, members_of
+from rlhf_ray.models.files import members_of
+from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.rewards.environment import EnvironmentSource
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.rewards.judge import JudgeSource

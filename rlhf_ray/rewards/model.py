@@ -1,12 +1,11 @@
 """A reward model, or an ensemble of them, in this process."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
 from rlhf_ray.errors import ConfigError, InfrastructureError
-from rlhf_ray.models.sureness import Considered
+from rlhf_ray.models.sureness import Considered, agreed
 from rlhf_ray.rewards.source import Given
 from rlhf_ray.types import Exchange
 
@@ -28,9 +27,8 @@ class Considering(Protocol):
 class ModelSource:
     """The mean of its members, less `uncertainty` times their variance: Coste et al. 2024 (arXiv:2310.02743), "UWO".
 
-    A single model's variance is that over its heads. Each member's rewards have a constant of their own, which is no
-    doubt: the variance is that of what they say beyond their means. A model of our own that gives no number is broken:
-    that is an error, not a missing reward.
+    The variance is that of `agreed`. A model of our own that gives no number is broken: that is an error, not a missing
+    reward.
     """
 
     def __init__(self, members: Sequence[Considering], *, uncertainty: float = 0.0) -> None:
@@ -38,20 +36,17 @@ class ModelSource:
 
     def score(self, exchanges: Sequence[Exchange]) -> Given:
         """See `Source.score`; `ConfigError` where there is to be a penalty and nobody knows how sure the reward is."""
-        considered = [_checked(member, exchanges) for member in self.members]
-        rows = list(zip(*(one.rewards for one in considered), strict=True))
-        rewards = [statistics.fmean(row) for row in rows]
-        means = [one.mean for one in considered]
-        apart = (statistics.pstdev(map(float.__sub__, row, means)) for row in rows)
-        spreads = considered[0].spreads if len(considered) == 1 else list(apart)
+        told = agreed([_checked(member, exchanges) for member in self.members])
+        rewards = told.rewards
         if self.uncertainty and exchanges:
-            if not spreads:
+            if not told.spreads:
                 raise ConfigError(
                     "uncertainty is that of an ensemble, and this reward model has no heads: leave it out"
                 )
-            rewards = [reward - self.uncertainty * spread**2 for reward, spread in zip(rewards, spreads, strict=True)]
-        strange = [any(flags) for flags in zip(*(one.strange for one in considered if one.strange), strict=True)]
-        return Given(rewards, spreads, strange)
+            rewards = [
+                reward - self.uncertainty * spread**2 for reward, spread in zip(rewards, told.spreads, strict=True)
+            ]
+        return Given(rewards, told.spreads, told.strange)
 
 
 def _checked(member: Considering, exchanges: Sequence[Exchange]) -> Considered:

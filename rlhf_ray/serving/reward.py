@@ -27,7 +27,7 @@ from rlhf_ray.serving.settings import ServiceConfig
 from rlhf_ray.types import Exchange, Message, Prompt
 
 if TYPE_CHECKING:
-    from rlhf_ray.models.reward import RewardModel
+    from rlhf_ray.models.ensemble import Ensemble
 
 MAX_QUERIES = 1_024
 
@@ -35,7 +35,7 @@ Answer = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 class RewardReplica:
-    """One reward model, scoring what different requests ask together.
+    """One reward model, with all its members, scoring what different requests ask together.
 
     Items without messages are texts that hold prompt and answer already. A batch is scored by one version whole, so
     that each answer's version is right while another is loaded.
@@ -43,7 +43,7 @@ class RewardReplica:
 
     def __init__(
         self,
-        model: "RewardModel | Path",
+        model: "Ensemble | Path",
         *,
         version: int,
         name: str = "reward-model",
@@ -120,27 +120,28 @@ def _told(outcome: Scores | BaseException) -> Scores | ApiError:
     raise outcome
 
 
-def _loaded(model: "RewardModel | Path", threads: int | None) -> "RewardModel":
+def _loaded(model: "Ensemble | Path", threads: int | None) -> "Ensemble":
     import torch
 
-    from rlhf_ray.models.reward import load_reward_model
+    from rlhf_ray.models.ensemble import load_ensemble
 
     if threads is not None:
         torch.set_num_threads(threads)
     if not isinstance(model, Path):
         return model
-    loaded = load_reward_model(model)
+    loaded = load_ensemble(model)
     if torch.cuda.is_available():
-        loaded.model.to("cuda")
+        for member in loaded.members:
+            member.model.to("cuda")
     return loaded
 
 
-def _text(model: "RewardModel", item: ScoreItem) -> str:
+def _text(model: "Ensemble", item: ScoreItem) -> str:
     from rlhf_ray.models.reward import render
 
     if not item.messages:
         return item.completion
-    return render(model.tokenizer, Exchange(Prompt("", item.messages, group=""), item.completion))
+    return render(model.members[0].tokenizer, Exchange(Prompt("", item.messages, group=""), item.completion))
 
 
 class RewardRequest(Closed):
@@ -200,8 +201,8 @@ class Rewards(Closed):
     """Of the reward model; all of the request was scored by this one."""
     rewards: tuple[float, ...]
     spreads: tuple[float, ...] | None = None
-    """How unsure it is of each: the standard deviation over last layers that might as well have been learnt. Null where
-    the model cannot say."""
+    """How unsure it is of each: the standard deviation over its members, or over last layers that might as well have
+    been learnt. Null where the model cannot say."""
     out_of_distribution: tuple[bool, ...] | None = None
     """Whether each is unlike all that it has learnt from. Null where the model cannot say."""
 

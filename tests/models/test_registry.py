@@ -15,6 +15,7 @@ from sqlalchemy import delete, update
 
 from rlhf_ray.errors import DataError, InfrastructureError, InputError, ModelError
 from rlhf_ray.models import registry as module
+from rlhf_ray.models.files import members_of
 from rlhf_ray.models.policy import load_policy
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.models.reward import load_reward_model, new_reward_model
@@ -67,6 +68,37 @@ def test_numbers_count_up_by_kind_and_the_same_files_are_the_same_version(
     assert registry.publish("policy", policy, lineage={"run_id": "again"}) == first
     assert registry.publish("policy", first.folder, lineage={}) == first
     assert load_reward_model(reward.folder).score([]) == []
+
+
+def test_an_ensemble_is_published_with_all_its_members(registry: Registry, policy: Path, tmp_path: Path) -> None:
+    for seed, place in enumerate((tmp_path / "reward", tmp_path / "reward" / "members" / "1")):
+        new_reward_model(policy, "decoder", seed=seed).save(place)
+    version = registry.publish("reward_model", tmp_path / "reward", lineage={})
+    registry.verify(version)
+    assert registry.publish("reward_model", version.folder, lineage={}) == version
+    assert members_of(version.folder) == [version.folder, version.folder / "members" / "1"]
+    other = version.folder / "members" / "1" / "config.json"
+    other.chmod(0o644)
+    other.write_text(other.read_text() + " ")
+    with pytest.raises(ModelError, match=r"members/1/config\.json"):
+        registry.verify(version)
+
+
+def test_a_member_that_is_a_link_or_not_finite_is_not_published(
+    registry: Registry, policy: Path, tmp_path: Path
+) -> None:
+    new_reward_model(policy, "decoder").save(tmp_path / "reward")
+    member = tmp_path / "reward" / "members" / "1"
+    new_reward_model(policy, "decoder", seed=1).save(tmp_path / "other")
+    member.parent.mkdir()
+    member.symlink_to(tmp_path / "other")
+    with pytest.raises(ModelError, match="is a link"):
+        registry.publish("reward_model", tmp_path / "reward", lineage={})
+    member.unlink()
+    changed(tmp_path / "other", member, float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        registry.publish("reward_model", tmp_path / "reward", lineage={})
+    assert registry.versions("reward_model") == []
 
 
 def test_only_weights_and_text_are_copied(registry: Registry, policy: Path, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_ray.models.reward import load_reward_model, members_of, new_reward_model
-from rlhf_ray.models.sureness import Sureness, load_sureness
+from rlhf_ray.models.files import members_of
+from rlhf_ray.models.reward import load_reward_model, new_reward_model
+from rlhf_ray.models.sureness import Considered, Sureness, agreed, load_sureness
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
@@ -28,6 +29,12 @@ def test_spread_and_distance_by_hand() -> None:
 def test_one_head_is_never_unsure() -> None:
     alone = Sureness(SURE.heads[:1], SURE.middle, SURE.whiten, SURE.limit)
     assert alone.spread(torch.ones(3, 2)).tolist() == [0.0] * 3
+
+
+def test_members_agree_but_for_what_they_say_of_everything_alike_by_hand() -> None:
+    one, other = Considered([11.0, 15.0], [9.0, 9.0], [False, True], 10.0), Considered([3.0, 5.0], [], [], 0.0)
+    assert agreed([one, other]) == Considered([7.0, 10.0], [1.0, 0.0], [False, True], 5.0)
+    assert agreed([one]) is one
 
 
 @pytest.mark.parametrize("backbone", ["decoder", "encoder"])

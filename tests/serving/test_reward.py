@@ -9,9 +9,13 @@ from typing import Any, cast
 
 import pytest
 
+from rlhf_ray.config import load_config
 from rlhf_ray.errors import ModelError
-from rlhf_ray.models.reward import RewardModel, load_reward_model, new_reward_model
+from rlhf_ray.models.ensemble import Ensemble
+from rlhf_ray.models.files import MEMBERS
+from rlhf_ray.models.reward import load_reward_model, new_reward_model
 from rlhf_ray.models.sureness import Considered
+from rlhf_ray.rewards.combined import make_sources
 from rlhf_ray.serving.auth import Caller
 from rlhf_ray.serving.backends import ScoreItem, Scores
 from rlhf_ray.serving.errors import ApiError
@@ -46,7 +50,7 @@ class LengthModel:
 
 
 def make_replica(model: LengthModel | None = None, **changes: Any) -> RewardReplica:
-    return RewardReplica(cast(RewardModel, model or LengthModel()), **({"version": 2} | changes))
+    return RewardReplica(Ensemble([cast(Any, model or LengthModel())]), **({"version": 2} | changes))
 
 
 def texts(*given: str) -> list[ScoreItem]:
@@ -138,6 +142,23 @@ def test_served_scores_equal_the_models_own(folder: Path) -> None:
     assert [some.rewards[0] for some in served] == pytest.approx(own, abs=1e-5)
 
 
+def test_an_ensemble_is_served_as_it_scores_a_run_with_all_its_members(tmp_path: Path) -> None:
+    base = make_policy_folder(tmp_path / "base")
+    for seed, place in enumerate((tmp_path / "model", tmp_path / "model" / MEMBERS / "1")):
+        model = new_reward_model(base, "decoder", seed=seed)
+        model.mean = 10.0 * seed  # a constant of its own, which is no doubt
+        model.save(place)
+    exchanges = [make_exchange(response=text) for text in ("we send a new one today", "sorry", "")]
+    items = [ScoreItem(exchange.prompt.messages, exchange.response) for exchange in exchanges]
+    in_a_run = make_sources(load_config(None, ["run.id=t"]).rewards, tmp_path / "model", {}).score(exchanges)
+    (served,) = asyncio.run(gather(RewardReplica(tmp_path / "model", version=1, threads=1), items))
+    assert served.rewards == pytest.approx(in_a_run.rewards, abs=1e-5)
+    assert served.spreads == pytest.approx(in_a_run.spreads["reward_model"], abs=1e-5)
+    alone = load_reward_model(tmp_path / "model").score(exchanges)
+    assert served.rewards != pytest.approx(alone, abs=1e-3)
+    assert min(served.spreads) > 1  # their means are 10 apart, and their scores are not
+
+
 def test_the_model_is_told_which_answers_have_a_prompt_in_common() -> None:
     model = LengthModel()
     one, other = ([Message("user", text)] for text in ("broken", "late"))
@@ -156,7 +177,7 @@ def test_a_text_written_as_the_models_template_does_scores_as_its_parts(folder: 
         )
     )
     parts = ScoreItem(prompt.messages, "sorry")
-    (scores,) = asyncio.run(gather(RewardReplica(model, version=1), [parts, ScoreItem((), whole)]))
+    (scores,) = asyncio.run(gather(RewardReplica(Ensemble([model]), version=1), [parts, ScoreItem((), whole)]))
     assert scores.rewards[0] == pytest.approx(scores.rewards[1], abs=1e-5)
     assert model.score([Exchange(prompt, "sorry")]) == pytest.approx(scores.rewards[:1], abs=1e-5)
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Comparison, Judgement, counted, of_kinds
 from rlhf_ray.errors import InputError
-from rlhf_ray.models.reward import RewardModel, load_reward_model
+from rlhf_ray.models.ensemble import load_ensemble
+from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.training.fit import Batch
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.linear import Line
-from rlhf_ray.training.reward.measure import margins_of, told_by
+from rlhf_ray.training.reward.measure import Scoring, margins_of, told_by
 from rlhf_ray.training.reward.objective import judged, judgements_of, kinds_of
 from rlhf_ray.training.reward.stage import read_sides, read_snapshot
 from rlhf_ray.training.run_folder import existing_run
@@ -53,11 +54,11 @@ def explain(run: Path, *, worst: int, say: Say) -> dict[str, Any]:
         raise InputError(f"{run} has trained no reward model of its own; run `rlhf reward` on it first")
     store = str(config.feedback.store or folder.feedback_db)
     train, held_out, reader = read_sides(read_snapshot(store, frozen["snapshot"]), config, half=record.get("half"))
-    wanted, reward_model = config.reward_model, load_reward_model(folder.reward_model)
+    wanted, ensemble = config.reward_model, load_ensemble(folder.reward_model)
     learnt, pairs = of_kinds(train, kinds_of(wanted.feedback)), told_by(held_out, wanted.feedback)
     said = ", ".join(f"{n} {kind}" for kind, n in counted(learnt).items())
     say(f"reading {said}, and {len(pairs)} held-out choices")
-    question = Question(reward_model, learnt, pairs, wanted)
+    question = Question(ensemble.members[0], learnt, pairs, wanted)
     gold = make_recipe(config).gold
     explained = {
         "by_annotator": [_told(part) for part in question.ask(lambda item: item.annotator)],
@@ -67,7 +68,7 @@ def explain(run: Path, *, worst: int, say: Say) -> dict[str, Any]:
         "words": [] if reader.words is None else reader.words.loudest(12),
         "mistakes": [
             {**mistake, "gold": [gold(pair.prompt, text) for text in (pair.better, pair.worse)]}
-            for pair, mistake in mistakes(reward_model, pairs, worst=worst, logit_scale=record["logit_scale"])
+            for pair, mistake in mistakes(ensemble, pairs, worst=worst, logit_scale=record["logit_scale"])
         ],
     }
     folder.write_json(EXPLAINED, explained)
@@ -145,7 +146,7 @@ class Question:
 
 
 def mistakes(
-    reward_model: RewardModel, pairs: Sequence[Comparison], *, worst: int, logit_scale: float
+    reward_model: Scoring, pairs: Sequence[Comparison], *, worst: int, logit_scale: float
 ) -> list[tuple[Comparison, dict[str, Any]]]:
     """The choices that surprise it most, each with what it would have said, one a prompt."""
     margins = margins_of(reward_model, pairs)

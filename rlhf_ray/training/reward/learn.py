@@ -19,14 +19,15 @@ from rlhf_ray.data.judgements import (
     of_kinds,
 )
 from rlhf_ray.data.splits import folds_by_group, split_by_group
+from rlhf_ray.models.ensemble import Ensemble
+from rlhf_ray.models.files import MEMBERS
 from rlhf_ray.models.lora import with_adapter, with_adapter_merged
 from rlhf_ray.models.policy import prompt_text
-from rlhf_ray.models.reward import MEMBERS, RewardModel, new_reward_model
+from rlhf_ray.models.reward import RewardModel, new_reward_model
 from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.fit import FitResult, fit
 from rlhf_ray.training.reward.linear import fit_linear
 from rlhf_ray.training.reward.measure import (
-    Together,
     by_kind,
     how_sure,
     margins_of,
@@ -107,13 +108,13 @@ def fit_reward_model(
             [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
         ):
             saved.save(path)
-    together = Together(members)
+    ensemble = Ensemble(members)
     ratings, pairs = ratings_among(held_out), comparisons(held_out)
     return {
-        **measure(together, told_by(held_out, config.feedback), logit_scale=told["logit_scale"]),
-        "by_kind": by_kind(margins_of(together, pairs), pairs),
-        "ratings": order_of_ratings(together.score([item.exchanges[0] for item in ratings]), ratings),
-        "sureness": how_sure(together, pairs),
+        **measure(ensemble, told_by(held_out, config.feedback), logit_scale=told["logit_scale"]),
+        "by_kind": by_kind(margins_of(ensemble, pairs), pairs),
+        "ratings": order_of_ratings(ensemble.score([item.exchanges[0] for item in ratings]), ratings),
+        "sureness": how_sure(ensemble, pairs),
         **told,
         "backbone": config.backbone,
         "feedback": config.feedback,

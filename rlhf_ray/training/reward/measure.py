@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from rlhf_ray.algo.clusters import Estimate, jackknife_of, mean_of, share_of, spearman
 from rlhf_ray.algo.ranking import expected_calibration_error, reliability_bins
 from rlhf_ray.data.judgements import Comparison, Judgement, Kind, Rated, comparisons, of_kinds
-from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.models.ensemble import Ensemble
 from rlhf_ray.training.reward.objective import kinds_of
 from rlhf_ray.types import Exchange
 
@@ -25,27 +24,6 @@ class Scoring(Protocol):
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """One number an exchange, in their order."""
-
-
-class Together:
-    """An ensemble's mean, and what its members, or a single model's heads, make of each exchange."""
-
-    def __init__(self, members: Sequence[RewardModel]) -> None:
-        """members: one at least."""
-        self.members = list(members)
-
-    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
-        """The mean of their rewards."""
-        columns = [member.score(exchanges) for member in self.members]
-        return [statistics.fmean(row) for row in zip(*columns, strict=True)]
-
-    def opinions(self, exchanges: Sequence[Exchange]) -> Tensor:
-        """(B, K) what each member, or each head of a single one, makes of each exchange beyond its mean."""
-        if len(self.members) == 1:
-            return self.members[0].opinions(exchanges)
-        return torch.tensor([member.score(exchanges) for member in self.members]).T - torch.tensor(
-            [member.mean for member in self.members]
-        )
 
 
 def measure(reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
@@ -87,7 +65,7 @@ def by_kind(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, 
     return {kind: _at(places, margins, pairs) for kind, places in kinds.items()}
 
 
-def how_sure(ensemble: Together, pairs: Sequence[Comparison]) -> dict[str, Any] | None:
+def how_sure(ensemble: Ensemble, pairs: Sequence[Comparison]) -> dict[str, Any] | None:
     """Accuracy on the half of the choices where its opinions on them agree most, and on the other; their mean spread on
     an answer. What its doubt is good for shows in the difference. None where it has no two opinions.
     """

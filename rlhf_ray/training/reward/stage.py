@@ -13,14 +13,14 @@ from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
-from rlhf_ray.models.reward import load_reward_model, members_of
+from rlhf_ray.models.ensemble import load_ensemble
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.ranks import rank_and_count
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
-from rlhf_ray.training.reward.measure import Together, measure, told_by
+from rlhf_ray.training.reward.measure import measure, told_by
 from rlhf_ray.training.reward.objective import kinds_of
 from rlhf_ray.training.reward.validate import cross_validate
 
@@ -68,8 +68,7 @@ def make_reward_model(
     measured = on_choices
     true_order = truly_ordered(held_out, make_recipe(config))
     if true_order:
-        saved = Together([load_reward_model(path) for path in members_of(folder)])
-        measured = measure(saved, true_order, logit_scale=on_choices["logit_scale"])
+        measured = measure(load_ensemble(folder), true_order, logit_scale=on_choices["logit_scale"])
     record = {
         **_record(on_choices, measured, against="the true order" if true_order else "what people chose"),
         "learnt_from": on_choices["train_items"],

@@ -11,7 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, comparisons, exchanges_of
 from rlhf_ray.errors import DataError
-from rlhf_ray.models.reward import load_reward_model, members_of, new_reward_model
+from rlhf_ray.models.ensemble import load_ensemble
+from rlhf_ray.models.files import members_of
+from rlhf_ray.models.reward import load_reward_model, new_reward_model
 from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.training import fit
 from rlhf_ray.training.reward.learn import fit_reward_model, shuffled
@@ -161,6 +163,7 @@ def test_an_ensembles_members_differ_and_are_measured_together(tmp_path: Path) -
     apart = (scores - centres[:, None]).std(0, correction=0).tolist()
     assert metrics["sureness"]["spread"] == pytest.approx(sum(apart) / len(apart), rel=0.01)
     assert ModelSource(members).score(exchanges).spreads == pytest.approx(apart, abs=1e-3)
+    assert load_ensemble(tmp_path / "reward").score(exchanges) == pytest.approx(scores.mean(0).tolist(), abs=1e-5)
 
 
 def test_a_small_matrix_beside_each_layer_learns_and_is_merged(tmp_path: Path) -> None:
