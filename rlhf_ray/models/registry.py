@@ -257,19 +257,23 @@ def _copy(folder: Path, new: Path, kind: Kind) -> dict[str, str]:
     """The files that belong to a version, copied to the disk, with their sha256."""
     files = {}
     for place in members_of(folder) if kind == "reward_model" else [folder]:
-        for source in [*([] if place == folder else [place]), *sorted(place.iterdir())]:
-            if source.is_symlink():
-                word = _word(kind)
-                raise ModelError(f"{source} is a link: copy the {word} with its files (cp -rL) and publish the copy")
+        if place != folder:
+            _refuse_link(place, kind)
         read_folder(place, _word(kind))
         target = new / place.relative_to(folder)
         target.mkdir(parents=True)
         for source in sorted(place.iterdir()):
+            _refuse_link(source, kind)
             if source.suffix in COPIED and source.is_file() and source.name != MANIFEST:
                 files[str(source.relative_to(folder))] = _copy_file(source, target / source.name)
         fsync(target)
         fsync(target.parent)
     return files
+
+
+def _refuse_link(source: Path, kind: Kind) -> None:
+    if source.is_symlink():
+        raise ModelError(f"{source} is a link: copy the {_word(kind)} with its files (cp -rL) and publish the copy")
 
 
 def _names(folder: Path) -> list[str]:
