@@ -58,6 +58,9 @@ it did not learn from bear out{% endif %}.
 
 ## Limits
 
+{% if members > 1 %}
+- **This folder by itself is one of {{ members }} models whose mean was measured; the others are in `members`.**
+{% endif %}
 {% if not record.gate.passed %}
 - **On what people chose it is not surely better than `{{ record.gate.baseline }}`, which takes no model.**
 {% endif %}
@@ -78,6 +81,7 @@ def write_card(folder: Path, record: dict[str, Any], config: Config) -> None:
         record=record,
         feedback=config.reward_model.feedback,
         backbone=config.reward_model.backbone,
+        members=config.reward_model.ensemble.members,
         ends=lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
     )
     (folder / CARD).write_text(text, encoding="utf-8")

@@ -93,7 +93,7 @@ def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardMod
 
 
 def make_run(tmp_path: Path) -> Path:
-    """A run whose reward model has learnt from its own store."""
+    """A run whose reward model, an ensemble of two, has learnt from its own store."""
     settings = [
         f"run.root={tmp_path}",
         "run.id=mine",
@@ -102,6 +102,7 @@ def make_run(tmp_path: Path) -> Path:
         "data.held_out=1",
     ]
     settings += [f"data.path={tmp_path / 'choices.jsonl'}", "reward_model.fit.max_epochs=2"]
+    settings += ["reward_model.ensemble.members=2"]
     config = load_config(None, settings)
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "choices.jsonl").write_text("".join(json.dumps({**row, "prompt": p}) + "\n" for p in "ab"))
@@ -136,6 +137,7 @@ def test_a_run_is_explained_and_its_report_and_card_say_so(tmp_path: Path) -> No
     assert "Reward model of the run mine" in card
     assert "- 108 pairs" in card
     assert "against what people chose" in card
+    assert "one of 2 models whose mean was measured" in card
     told = explain(run, worst=3, say=lambda line: None)
     assert json.loads((run / "explained.json").read_text()) == told
     assert [row["name"] for row in told["by_kind"]] == ["pairs"]
