@@ -170,9 +170,7 @@ class Run:
             )
             self.folder.write_json(record_name, record)
             part.rename(folder)  # last, for its presence says that the stage is done
-            self._drop_fits(
-                folder.name, *(f"{folder.name}_{n}" for n in range(1, self.config.reward_model.ensemble.members))
-            )
+            self._drop_fits(*(path.name for path in self.folder.fits.glob(f"{folder.name}*")))  # of all its models
         return record
 
     def improve(self) -> None:

@@ -76,7 +76,8 @@ def fit_reward_model(
     `base`: the base policy's folder, whose body or size it takes. Of `train` it learns from the kinds that the config
     names. Accuracy and calibration are those of `held_out`, which nothing else looks at. The saved model's scores have
     standard deviation 1 on the training responses, or less where choices that were not trained on confirm less
-    (`standardise`), and mean 0 where its head has a bias to say so.
+    (`standardise`), and mean 0 where its head has a bias to say so. Those choices are the ones that end the fit, or,
+    where they are on fewer than `config.confirmed_by` prompts, those of parts that models like it are fitted without.
     """
 
     def fitted(name: str, items: Judgements, seed: int) -> Learnt:
@@ -108,19 +109,25 @@ def fit_reward_model(
             [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
         ):
             saved.save(path)
-    ensemble = Ensemble(members)
-    ratings, pairs = ratings_among(held_out), comparisons(held_out)
     return {
-        **measure(ensemble, told_by(held_out, config.feedback), logit_scale=told["logit_scale"]),
-        "by_kind": by_kind(margins_of(ensemble, pairs), pairs),
-        "ratings": order_of_ratings(ensemble.score([item.exchanges[0] for item in ratings]), ratings),
-        "sureness": how_sure(ensemble, pairs),
+        **_worth(Ensemble(members), held_out, feedback=config.feedback, logit_scale=told["logit_scale"]),
         **told,
         "backbone": config.backbone,
         "feedback": config.feedback,
         "shuffled_labels": config.shuffle_labels,
         "train_items": counted(learnable),
         **asdict(learnt[0].result),
+    }
+
+
+def _worth(ensemble: Ensemble, held_out: Judgements, *, feedback: str, logit_scale: float) -> dict[str, Any]:
+    """What it makes of judgements that nothing has looked at before."""
+    ratings, pairs = ratings_among(held_out), comparisons(held_out)
+    return {
+        **measure(ensemble, told_by(held_out, feedback), logit_scale=logit_scale),
+        "by_kind": by_kind(margins_of(ensemble, pairs), pairs),
+        "ratings": order_of_ratings(ensemble.score([item.exchanges[0] for item in ratings]), ratings),
+        "sureness": how_sure(ensemble, pairs),
     }
 
 
