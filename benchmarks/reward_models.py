@@ -98,7 +98,7 @@ class World:
             for prompt in self.held_out
             for better in self.answers[prompt.id]
             for worse in self.answers[prompt.id]
-            if self.recipe.gold(prompt, better) - self.recipe.gold(prompt, worse) >= TIE
+            if self.recipe.quality(prompt, better) - self.recipe.quality(prompt, worse) >= TIE
         ]
 
     def draw(self, answers: int) -> Iterator[tuple[Prompt, list[str]]]:
@@ -110,7 +110,7 @@ class World:
 
     def order(self, person: Person, prompt: Prompt, texts: Sequence[str]) -> Feedback:
         """Answers in order of quality; each comparison with a neighbour comes out wrong now and then."""
-        seen = {text: self.recipe.gold(prompt, text) * (-1 if person.foe else 1) for text in texts}
+        seen = {text: self.recipe.quality(prompt, text) * (-1 if person.foe else 1) for text in texts}
         line: list[str] = []
         for text in texts:
             place = 0
@@ -124,13 +124,13 @@ class World:
 
     def rate(self, person: Person, prompt: Prompt, text: str) -> Feedback:
         """One to five stars."""
-        gold = self.recipe.gold(prompt, text)
+        gold = self.recipe.quality(prompt, text)
         stars = 1 + 4 * (1 - gold if person.foe else gold) + person.bias + self.rng.gauss(0, person.noise)
         return said(person, prompt, [text], rating=Rating(value=float(min(5, max(1, round(stars))))))
 
     def thumb(self, person: Person, prompt: Prompt, text: str) -> Feedback:
         """Up or down."""
-        up = (self.recipe.gold(prompt, text) >= UP_FROM) != (self.rng.random() < person.flip)
+        up = (self.recipe.quality(prompt, text) >= UP_FROM) != (self.rng.random() < person.flip)
         return said(person, prompt, [text], rating=Rating(value=float(up), scale="thumb"))
 
     def comment(self, person: Person, prompt: Prompt, text: str) -> Feedback:

@@ -56,6 +56,7 @@ def annotate(
         annotator = annotators[turn % len(annotators)]
         order = rng.sample(range(len(answers)), len(answers))
         quality = [judge(prompt, answer.text) for answer in answers]
+        name = f"{run_id}:{answers[0].sampler}:{prompt.id}"  # the same run may ask of a newer policy's answers
         common = {
             "messages": prompt.messages,
             "prompt_id": prompt.id,
@@ -64,7 +65,7 @@ def annotate(
             "created_at": FIRST_DAY + timedelta(minutes=turn),
         }
         yield Feedback(
-            id=f"{run_id}:{prompt.id}:ranking",
+            id=f"{name}:ranking",
             answers=tuple(answers),
             ranking=Ranking(ranks=rank(quality, order=order, flip=config.flip, rng=rng)),
             display_order=tuple(order),
@@ -73,12 +74,10 @@ def annotate(
         for index, answer in enumerate(answers):
             stars = 1 + 4 * quality[index] + annotator.bias + rng.gauss(0, config.rating_noise)
             value = float(min(5, max(1, round(stars))))
-            yield Feedback(
-                id=f"{run_id}:{prompt.id}:rating:{index}", answers=(answer,), rating=Rating(value=value), **common
-            )
+            yield Feedback(id=f"{name}:rating:{index}", answers=(answer,), rating=Rating(value=value), **common)
         first = answers[order[0]]
         text = remark(prompt, first.text)
-        yield Feedback(id=f"{run_id}:{prompt.id}:comment", answers=(first,), comment=Comment(text=text), **common)
+        yield Feedback(id=f"{name}:comment", answers=(first,), comment=Comment(text=text), **common)
 
 
 def rank(quality: Sequence[float], *, order: Sequence[int], flip: float, rng: random.Random) -> tuple[int, ...]:

@@ -73,7 +73,11 @@ class DialogueRecipe:
         """Several answers of mixed quality to each training prompt."""
         return list(self._demonstrations)
 
-    def gold(self, prompt: Prompt, response: str) -> float:
+    def gold(self, prompt: Prompt, response: str) -> float | None:
+        """`quality` of answers to this world's prompts; None of what else people may have asked a served policy."""
+        return self.quality(prompt, response) if prompt.id in self._cases else None
+
+    def quality(self, prompt: Prompt, response: str) -> float:
         """See `dialogue_gold.gold_score`."""
         case = self._cases[prompt.id]
         return gold_score(case.thing, case.problem.name, response)

@@ -71,7 +71,7 @@ def collect_from_annotators(
     feedback = list(
         annotate(
             shown,
-            judge=recipe.gold,
+            judge=recipe.quality,
             remark=recipe.remark,
             config=wanted.annotators,
             seed=config.seed,
@@ -79,7 +79,7 @@ def collect_from_annotators(
         )
     )
     store.add(feedback)
-    share = flipped_share(feedback, recipe.gold)
+    share = flipped_share(feedback, recipe.quality)
     say(f"{wanted.annotators.count} annotators gave {len(feedback)} judgements; {share:.1%} of their pairs are wrong")
     return {**_freeze(store, say=say), "flipped_share": share, "unjudged": unjudged}
 

@@ -15,12 +15,12 @@ def judge(_prompt: Prompt, answer: str) -> float:
     return float(answer)
 
 
-def annotated(n: int = 200, **config: float):
+def annotated(n: int = 200, *, sampler: str = "base-policy", **config: float):
     rng = random.Random(0)
     shown = [
         (
             Prompt(f"p{i}", (Message("user", "?"),), f"p{i}"),
-            [Answer(text=f"{rng.random():.3f}", sampler="test") for _ in range(4)],
+            [Answer(text=f"{rng.random():.3f}", sampler=sampler) for _ in range(4)],
         )
         for i in range(n)
     ]
@@ -62,3 +62,8 @@ def test_ratings_follow_quality_and_each_annotator_has_a_bias() -> None:
 
 def test_the_same_answers_give_the_same_feedback() -> None:
     assert annotated(n=3) == annotated(n=3)
+
+
+def test_what_is_said_of_another_policys_answers_has_ids_of_its_own() -> None:
+    before, after = ({item.id for item in annotated(n=20, sampler=name)} for name in ("base-policy", "current-policy"))
+    assert not before & after

@@ -11,6 +11,7 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.recipes.dialogue import Case, DialogueRecipe, Skill, demonstrate
 from rlhf_ray.recipes.dialogue_gold import gold_score, judge, remark
 from rlhf_ray.recipes.dialogue_phrases import PROBLEMS, Problem
+from rlhf_ray.types import Message, Prompt
 
 PERFECT = Skill(*[0.0] * 10)
 
@@ -45,7 +46,7 @@ def test_two_recipes_of_one_seed_are_equal_and_of_two_seeds_differ(recipe: Dialo
 
 
 def test_demonstrations_are_of_mixed_quality(recipe: DialogueRecipe) -> None:
-    gold = [recipe.gold(exchange.prompt, exchange.response) for exchange in recipe.demonstrations()]
+    gold = [recipe.quality(exchange.prompt, exchange.response) for exchange in recipe.demonstrations()]
     assert 0.4 < statistics.fmean(gold) < 0.6
     assert min(gold) < 0.1 < 0.95 < max(gold)
 
@@ -61,7 +62,7 @@ def test_a_perfect_answer_to_every_case_scores_one() -> None:
 def test_no_single_answer_wins_over_all_prompts(recipe: DialogueRecipe) -> None:
     rng = random.Random(1)
     perfect = [demonstrate(recipe.case(prompt), PERFECT, rng) for prompt in recipe.held_out_prompts]
-    best = max(statistics.fmean(recipe.gold(p, answer) for p in recipe.held_out_prompts) for answer in perfect)
+    best = max(statistics.fmean(recipe.quality(p, answer) for p in recipe.held_out_prompts) for answer in perfect)
     assert best < 0.55
 
 
@@ -69,7 +70,13 @@ def test_saying_every_remedy_does_not_win(recipe: DialogueRecipe) -> None:
     everything = " ".join(problem.remedies[0] + " " + problem.steps[0] for problem in PROBLEMS)
     prompt = recipe.held_out_prompts[0]
     thing = recipe.case(prompt).thing
-    assert recipe.gold(prompt, f"Thank you for writing. Your {thing}. {everything} We are glad to help.") < 0.3
+    assert recipe.quality(prompt, f"Thank you for writing. Your {thing}. {everything} We are glad to help.") < 0.3
+
+
+def test_of_what_people_asked_a_served_policy_the_truth_is_not_known(recipe: DialogueRecipe) -> None:
+    known, other = recipe.held_out_prompts[0], Prompt("p", (Message("user", "Where is my parcel?"),), "p")
+    assert recipe.gold(known, "We are sorry.") == recipe.quality(known, "We are sorry.")
+    assert recipe.gold(other, "We are sorry.") is None
 
 
 GOOD = (
