@@ -73,11 +73,12 @@ class RewardModel:
         if self.sureness is None or not texts:
             return Considered(self.score_texts(texts, prompts), [], [], self.mean)
         features = self.features(self._encode(texts), prompts)
+        spread = self.sureness.spread(features)
         with torch.inference_mode():
             rewards = self.head(features.to(self.model.device)).float().cpu()[:, 0]
         return Considered(
             rewards.tolist(),
-            self.sureness.spread(features).tolist(),
+            [] if spread is None else spread.tolist(),
             self.sureness.strange(features).tolist(),
             self.mean,
         )
@@ -106,6 +107,12 @@ class RewardModel:
     def head(self) -> nn.Linear:
         """The last layer, which turns what the body has read into numbers."""
         return self._head()[1]
+
+    def begin_head_anew(self) -> None:
+        """Draws its weights, as for a model whose head has learnt nothing."""
+        torch.nn.init.normal_(self.head.weight, std=getattr(self.model.config, "initializer_range", 0.02))
+        if self.head.bias is not None:
+            torch.nn.init.zeros_(self.head.bias)
 
     def fold_heads(self, weights: Sequence[float]) -> None:
         """Makes the head's outputs one: their sum by weight."""
@@ -270,9 +277,17 @@ def new_reward_model(
         torch.manual_seed(seed)
         if body is not None or backbone == "decoder":
             model = AutoModelForSequenceClassification.from_pretrained(
-                str(body or base), num_labels=heads, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                str(body or base),
+                num_labels=heads,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a classifier of something else has a head for its own labels
             )
-            return RewardModel(model, load_tokenizer(base) if body is None else load_any_tokenizer(body))
+            made = RewardModel(model, load_tokenizer(base) if body is None else load_any_tokenizer(body))
+            if body is not None:
+                made.begin_head_anew()
+            return made
         config = AutoConfig.from_pretrained(str(base), local_files_only=True)
         context = 2 * load_tokenizer(base).model_max_length
         tokenizer = _encoder_tokenizer(texts, vocabulary=config.vocab_size, context=context)

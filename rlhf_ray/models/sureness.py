@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,10 +67,10 @@ class Sureness:
         opinions: Tensor = (features - self.middle) @ self.heads.T
         return opinions
 
-    def spread(self, features: Tensor) -> Tensor:
-        """(B) standard deviation of the opinions; 0 where there are no two."""
+    def spread(self, features: Tensor) -> Tensor | None:
+        """(B) standard deviation of the opinions; None where there are no two, which is not the same as no doubt."""
         if len(self.heads) < 2:
-            return torch.zeros(len(features))
+            return None
         return self.opinions(features).std(1, correction=0)
 
     def strange(self, features: Tensor) -> Tensor:

@@ -154,6 +154,17 @@ def save_bert(folder: Path, tokenizer: PreTrainedTokenizerBase, **config: int) -
     save_folder(folder, BertForSequenceClassification(BertConfig(**{**size, **config})), tokenizer)
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_body_that_classified_something_else_gets_a_head_of_its_own(tmp_path: Path, labels: int) -> None:
+    save_bert(tmp_path / "moods", make_tokenizer(), vocab_size=300, num_labels=labels)
+    old = BertForSequenceClassification.from_pretrained(tmp_path / "moods")
+    made = new_reward_model(make_policy_folder(tmp_path / "base"), "encoder", body=tmp_path / "moods", seed=3)
+    assert made.head.weight.shape == (1, 16)
+    assert not torch.allclose(made.head.weight, old.classifier.weight[:1])
+    body = old.bert.encoder.layer[0].output.dense.weight
+    assert torch.equal(made.model.bert.encoder.layer[0].output.dense.weight, body)
+
+
 def test_a_classifier_with_two_labels_is_an_error_that_names_them(tmp_path: Path) -> None:
     save_bert(tmp_path / "two", make_tokenizer(), vocab_size=300, num_labels=2)
     with pytest.raises(ModelError, match=r"has 2 labels \(LABEL_0, LABEL_1\)"):

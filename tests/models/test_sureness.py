@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.files import members_of
 from rlhf_ray.models.reward import load_reward_model, new_reward_model
 from rlhf_ray.models.sureness import Considered, Sureness, agreed, load_sureness
+from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
@@ -21,14 +23,23 @@ SURE = Sureness(
 
 def test_spread_and_distance_by_hand() -> None:
     features = torch.tensor([[1.0, 1.0], [2.0, 5.0], [4.0, 1.0]])
-    assert SURE.spread(features).tolist() == [0.0, 1.0, 3.0]  # 0 0, 1 3, 3 9
+    spread = SURE.spread(features)
+    assert spread is not None
+    assert spread.tolist() == [0.0, 1.0, 3.0]  # 0 0, 1 3, 3 9
     assert SURE.distance(features).tolist() == [0.0, 3.0, 3.0]  # 1 + 4 / 2
     assert SURE.strange(features).tolist() == [False, True, True]
 
 
-def test_one_head_is_never_unsure() -> None:
-    alone = Sureness(SURE.heads[:1], SURE.middle, SURE.whiten, SURE.limit)
-    assert alone.spread(torch.ones(3, 2)).tolist() == [0.0] * 3
+@pytest.mark.parametrize("heads", [0, 1])
+def test_where_there_are_no_two_heads_nobody_knows_how_sure_it_is(tmp_path: Path, heads: int) -> None:
+    """Which is not the same as no doubt: a penalty for doubt would be none, without a word."""
+    model = new_reward_model(make_policy_folder(tmp_path / "base"), "decoder")
+    width = model.head.in_features
+    model.sureness = Sureness(torch.ones(heads, width), torch.zeros(width), torch.eye(width), torch.tensor(1e9))
+    told = model.consider([Exchange(make_prompt(), "a lamp")])
+    assert (told.spreads, told.strange) == ([], [False])
+    with pytest.raises(ConfigError, match="has no heads"):
+        ModelSource([model], uncertainty=1.0).score([Exchange(make_prompt(), "a lamp")])
 
 
 def test_members_agree_but_for_what_they_say_of_everything_alike_by_hand() -> None:
