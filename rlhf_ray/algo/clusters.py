@@ -114,6 +114,18 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
     return float(x @ y) / spread if spread > 0 else None
 
 
+def auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """The chance that a positive one has a higher score than a negative one, ties half: the area under the ROC curve.
+
+    Mann and Whitney 1947's U over what it is out of. None where there are no two kinds.
+    """
+    n = sum(positive)
+    if not 0 < n < len(positive):
+        return None
+    ranks = _ranks(scores)[torch.tensor(positive)].sum()
+    return float(ranks - n * (n + 1) / 2) / (n * (len(positive) - n))
+
+
 def _ratio(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float, int]:
     """Mean, its standard error, and the number of groups."""
     assert len(values) == len(groups) > 0, (len(values), len(groups))

@@ -12,15 +12,26 @@ _Z90 = 1.6448536269514722
 """Normal quantile of 0.95."""
 
 
-def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
-    """How sure of itself a model may be: the lower 95% bound, at least 0, of the slope b in P = sigmoid(b * margin).
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """The b in P = sigmoid(b * margin) of choices that a model has predicted."""
 
-    1 / b is the temperature that calibrates it: Guo et al. 2017 (arXiv:1706.04599), section 4.2. It is fitted by
-    Newton's method to the likelihood of the choices with Firth's correction (1993, Biometrika 80), so that b is finite
+    value: float
+    """Under which they are likeliest; 1 / b is the temperature that calibrates the model (Guo et al. 2017,
+    arXiv:1706.04599, section 4.2)."""
+    confirmed: float
+    """Its lower 95% bound, at least 0: how sure of itself the model may be."""
+
+
+def slope_of(margins: Numbers, groups: Sequence[Hashable]) -> Slope:
+    """What choices say of a model's margins.
+
+    Newton's method on the likelihood of the choices with Firth's correction (1993, Biometrika 80), so that b is finite
     though all choices are right. The bound is b - 1.645 se, where se is that of independent choices,
     se^2 = 1 / information, or, where that is more, the one that holds though choices of one group go together (Liang
     and Zeger 1986): se^2 = sum over groups of (sum of scores)^2 / information^2.
-    Margins that choices do not confirm have slope 0, and so have a handful of right ones, which coins give as well.
+    Margins that choices do not confirm have a bound of 0, and so have a handful of right ones, which coins give as
+    well; margins of 0 say nothing and have no slope.
 
     margins: (N), score of the chosen answer less that of the other; groups: (N), such as the prompt of each.
     """
@@ -28,7 +39,7 @@ def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     assert len(m) == len(groups), (len(m), len(groups))
     unit = m.abs().max().item() if len(m) else 0.0
     if unit == 0:
-        return 0.0
+        return Slope(0.0, 0.0)
     m = m / unit  # Newton's steps stay small, whatever the scores are counted in
     b = torch.zeros((), dtype=torch.float64)
     for _ in range(50):
@@ -44,7 +55,7 @@ def confirmed_slope(margins: Numbers, groups: Sequence[Hashable]) -> float:
     index = torch.tensor([places[group] for group in groups])
     by_group = torch.zeros(len(places), dtype=torch.float64).index_add(0, index, m * torch.sigmoid(-b * m))
     error = torch.maximum(information.sqrt(), by_group.square().sum().sqrt()) / information
-    return max(0.0, (b - _Z90 * error).item()) / unit
+    return Slope(b.item() / unit, max(0.0, (b - _Z90 * error).item()) / unit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ class RewardModelConfig(Section):
     """What a tie between two answers says: nothing, or that they are about as good, in Davidson's or Rao and Kupper's
     model. A ranking as a whole always says so of its ties."""
     margin: NotNegative = 0.0
-    """Log-odds by which a choice has to be won in the mean, more where people said that it is much better."""
+    """Log-odds by which a choice between two has to be won in the mean, more where people said it is much better."""
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of choices and thumbs that are known to be wrong."""
+    """Share of choices between two answers, and of thumbs, that are known to be wrong."""
     centring: NotNegative = 0.0
     """Weight of the squared mean reward of a prompt's answers (Eisenstein et al., arXiv:2312.09244); 0.01 is usual."""
     reliability: bool = True
@@ -108,6 +108,13 @@ class RewardModelConfig(Section):
             raise ValueError("lora.quantised is for the policy: a reward model's matrices are merged into its weights")
         if self.lora.rank and self.backbone == "linear":
             raise ValueError("lora.rank has no layer to learn beside a body that stays as it is: leave it out")
+        if self.feedback == "rankings":
+            for name, asked in (("smoothing", self.smoothing), ("margin", self.margin), ("ties", self.ties != "none")):
+                if asked:
+                    raise ValueError(
+                        f"{name} is said of choices between two answers: with feedback=rankings, which takes each "
+                        "ranking as a whole, leave it out, or take feedback=pairs"
+                    )
         if self.backbone == "linear" and self.linear.solver == "ridge" and self.feedback not in ("ratings", "comments"):
             raise ValueError(
                 f"linear.solver=ridge is for ratings and comments: with feedback={self.feedback} take gradient"

@@ -6,7 +6,7 @@ All of it is learnt from the side that is trained on, and nothing of it from wha
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -224,6 +224,15 @@ def _lines(feedback: Iterable[Feedback]) -> tuple[dict[tuple[str, Scale], Line],
 
 def _scale(rating: Rating) -> Scale:
     return Scale(rating.scale, rating.aspect, rating.low, rating.high)
+
+
+def of_aspects(feedback: Iterable[Feedback], aspects: Container[str]) -> list[Feedback]:
+    """All of it, but of stars and points those of these aspects alone."""
+    return [
+        item
+        for item in feedback
+        if item.rating is None or item.rating.scale == "thumb" or item.rating.aspect in aspects
+    ]
 
 
 def _about(item: Feedback) -> tuple[str, str, str]:

@@ -75,6 +75,8 @@ class Version:
         gate = self.lineage.get("gate") if self.kind == "reward_model" else None
         if not gate or gate["passed"]:
             return ""
+        if gate["better_by"] is None:
+            return "none of the judgements held out compare two answers, so nothing shows that it beats no model"
         low, high = gate["better_by_ci95"]
         return (
             f"it is not surely better than no model: on held-out choices {gate['better_by']:+.3f} [{low:+.3f}, "

@@ -31,6 +31,7 @@ from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward.stage import make_cross_validation, make_reward_model
+from rlhf_ray.training.reward.validate import FOLD
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
 from rlhf_ray.training.trainer import drop_checkpoints
@@ -144,7 +145,7 @@ class Run:
                 "set run.take=feedback, so that it learns from its half"
             )
         record = self._reward_model(self.folder.reward_model, "reward_model.json", half=0 if judged else None)
-        if record:
+        if record and record["accuracy"] is not None:
             low, high = record["accuracy_ci95"]
             self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
         if judged:
@@ -265,9 +266,10 @@ class Run:
             return
         with self._timed("cross_validation"):
             record["cross_validation"] = self._fit_on_feedback(
-                make_cross_validation, self._reward_body, doing="cross-validating"
+                make_cross_validation, self._reward_body, doing="cross-validating", fits=self.folder.fits
             )
             self.folder.write_json("reward_model.json", record)
+            self._drop_fits(*(path.name for path in self.folder.fits.glob(f"{FOLD}*")))
 
     @property
     def _reward_body(self) -> Path:

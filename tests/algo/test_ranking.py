@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from rlhf_ray.algo.ranking import (
     ReliabilityBin,
     bootstrap_mean_ci,
-    confirmed_slope,
     distinct_n,
     expected_calibration_error,
     reliability_bins,
+    slope_of,
 )
 
 quick = settings(deadline=None, max_examples=40)
@@ -90,30 +90,32 @@ def test_distinct_n_equals_numbers_worked_by_hand() -> None:
 def test_choices_of_one_margin_confirm_the_log_odds_of_their_counts_less_the_error(right: int, wrong: int) -> None:
     """By hand: Firth's correction adds half a choice to each side, and the information is N p (1 - p)."""
     p = (right + 0.5) / (right + wrong + 1)
-    bound = math.log(p / (1 - p)) - 1.644854 / math.sqrt((right + wrong) * p * (1 - p))
+    slope = math.log(p / (1 - p))
+    bound = slope - 1.644854 / math.sqrt((right + wrong) * p * (1 - p))
     margins = [1.0] * right + [-1.0] * wrong
-    assert confirmed_slope(margins, range(right + wrong)) == pytest.approx(bound, rel=1e-5)
-    assert confirmed_slope([10 * margin for margin in margins], range(right + wrong)) == pytest.approx(bound / 10)
+    assert slope_of(margins, range(right + wrong)).confirmed == pytest.approx(bound, rel=1e-5)
+    assert slope_of(margins, range(right + wrong)).value == pytest.approx(slope, rel=1e-5)
+    assert slope_of([10 * margin for margin in margins], range(right + wrong)).confirmed == pytest.approx(bound / 10)
 
 
 def test_choices_that_go_together_count_as_their_group_does() -> None:
     right, wrong = [1.0] * 15, [-1.0] * 5
-    apart = confirmed_slope(right + wrong, range(20))
-    together = confirmed_slope(right + wrong, [place // 5 for place in range(20)])
+    apart = slope_of(right + wrong, range(20)).confirmed
+    together = slope_of(right + wrong, [place // 5 for place in range(20)]).confirmed
     assert together == 0 < apart
 
 
 def test_groups_that_are_all_alike_confirm_no_more_than_choices_that_are_apart() -> None:
     alike = [3.0, 3.0, 3.0, -3.0] * 25
-    assert confirmed_slope(alike, [place // 4 for place in range(100)]) == confirmed_slope(alike, range(100))
+    assert slope_of(alike, [place // 4 for place in range(100)]).confirmed == slope_of(alike, range(100)).confirmed
 
 
 @pytest.mark.parametrize("n", [3, 5, 10, 20])
 def test_a_handful_of_coins_is_believed_in_one_of_twenty_cases_at_most(n: int) -> None:
     draw = random.Random(n)
     worlds = [[abs(draw.gauss(0, 1)) * draw.choice((-1, 1)) for _ in range(n)] for _ in range(200)]
-    assert sum(confirmed_slope(margins, range(n)) > 0 for margins in worlds) <= 10
-    assert confirmed_slope([1.0] * min(n, 5), range(min(n, 5))) == 0  # all right, as coins are now and then
+    assert sum(slope_of(margins, range(n)).confirmed > 0 for margins in worlds) <= 10
+    assert slope_of([1.0] * min(n, 5), range(min(n, 5))).confirmed == 0  # all right, as coins are now and then
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,12 +123,13 @@ def test_the_slope_of_coin_tosses_is_next_to_nothing_and_of_true_log_odds_next_t
     draw = random.Random(seed)
     logits = [abs(draw.gauss(0, 2)) for _ in range(4000)]
     coins = [logit * draw.choice((-1, 1)) for logit in logits]
-    assert confirmed_slope(coins, range(4000)) < 0.03
+    assert slope_of(coins, range(4000)).confirmed < 0.03
     true = [logit if draw.random() < 1 / (1 + math.exp(-logit)) else -logit for logit in logits]
-    assert confirmed_slope(true, range(4000)) == pytest.approx(1, abs=0.12)
+    assert slope_of(true, range(4000)).confirmed == pytest.approx(1, abs=0.12)
+    assert slope_of([3 * logit for logit in true], range(4000)).value == pytest.approx(1 / 3, abs=0.045)
 
 
 def test_margins_that_say_nothing_or_are_not_there_confirm_nothing() -> None:
-    assert confirmed_slope([], []) == 0
-    assert confirmed_slope([0.0, 0.0], [1, 2]) == 0
-    assert confirmed_slope([-1.0, -2.0], [1, 2]) == 0
+    assert slope_of([], []).confirmed == 0
+    assert slope_of([0.0, 0.0], [1, 2]).confirmed == 0
+    assert slope_of([-1.0, -2.0], [1, 2]).confirmed == 0

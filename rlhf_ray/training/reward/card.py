@@ -39,6 +39,7 @@ Snapshot `{{ record.snapshot }}` of the feedback, as `reward_model.feedback={{ f
 
 ## What it is worth
 
+{% if record.n_held_out %}
 On {{ record.n_held_out }} held-out choices, none of whose prompts it has seen, against {{ record.against }}:
 
 | | accuracy | 95% interval |
@@ -51,17 +52,30 @@ On {{ record.n_held_out }} held-out choices, none of whose prompts it has seen, 
 | this model, on people's {{ kind }} | {{ "%.3f" | format(found.accuracy) }} | {{ ends(found.accuracy_ci95) }} |
 {% endfor %}
 
-Calibration error {{ "%.3f" | format(record.calibration.ece) }}. A difference of two scores times
-{{ "%.3g" | format(record.logit_scale) }} is in log-odds
-{%- if record.temperature %}, and divided by {{ "%.3g" | format(record.temperature) }} besides as sure as choices that
-it did not learn from bear out{% endif %}.
+Choices of annotators who were no better than chance are not among them. A difference of two scores times
+{{ "%.3g" | format(record.logit_scale) }} is in {{ unit }}, with a calibration error of
+{{ "%.3f" | format(record.calibration.ece) }}
+{%- if record.calibration.ece_at_temperature is not none %}; divided by {{ "%.3g" | format(record.temperature) }}
+besides, the temperature that suits choices that it did not learn from, of
+{{ "%.3f" | format(record.calibration.ece_at_temperature) }}{% endif %}.
+{% else %}
+None of the judgements that were held out compare two answers: **how often it is right is not known.**
+{% endif %}
+{% if record.ratings and record.ratings.overall %}
+Rank correlation with {{ record.ratings.overall.n }} held-out ratings:
+{{ "%.3f" | format(record.ratings.overall.spearman) }}, {{ ends(record.ratings.overall.ci95) }}.
+{% endif %}
+{% if record.thumbs %}
+Chance that of {{ record.thumbs.n }} held-out answers one with a thumb up is scored above one with a thumb down:
+{{ "%.3f" | format(record.thumbs.auc) }}, {{ ends(record.thumbs.ci95) }}.
+{% endif %}
 
 ## Limits
 
 {% if members > 1 %}
 - **This folder by itself is one of {{ members }} models whose mean was measured; the others are in `members`.**
 {% endif %}
-{% if not record.gate.passed %}
+{% if record.gate.baseline and not record.gate.passed %}
 - **On what people chose it is not surely better than `{{ record.gate.baseline }}`, which takes no model.**
 {% endif %}
 {% if record.length.correlation is not none %}
@@ -81,6 +95,9 @@ def write_card(folder: Path, record: dict[str, Any], config: Config) -> None:
         record=record,
         feedback=config.reward_model.feedback,
         backbone=config.reward_model.backbone,
+        unit="standard deviations of ratings, taken for log-odds"
+        if config.reward_model.feedback in ("ratings", "comments")
+        else "log-odds",
         members=config.reward_model.ensemble.members,
         ends=lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
     )

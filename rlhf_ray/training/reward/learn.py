@@ -16,7 +16,6 @@ from rlhf_ray.data.judgements import (
     comparisons,
     counted,
     exchanges_of,
-    of_kinds,
 )
 from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.models.ensemble import Ensemble
@@ -33,10 +32,12 @@ from rlhf_ray.training.reward.measure import (
     margins_of,
     measure,
     order_of_ratings,
+    order_of_thumbs,
     ratings_among,
+    thumbs_among,
     told_by,
 )
-from rlhf_ray.training.reward.objective import FeedbackLoss, RewardNetwork, judged, kinds_of
+from rlhf_ray.training.reward.objective import FeedbackLoss, RewardNetwork, judged, learnable
 from rlhf_ray.training.reward.scale import Unseen, standardise
 from rlhf_ray.training.reward.sureness import learn_sureness
 from rlhf_ray.types import Exchange
@@ -84,49 +85,58 @@ def fit_reward_model(
         say: dict[str, Any] = {"stage": name, "progress": progress, "folder": fits and fits / name}
         return learn(base, items, config=config, seed=seed, **say)
 
-    learnable = learnable_of(train, config, seed=seed)
+    taught = learnable_of(train, config, seed=seed)
     learnt = [
-        fitted(f"{stage}_{number}" if number else stage, learnable, seed + APART * number)
+        fitted(f"{stage}_{number}" if number else stage, taught, seed + APART * number)
         for number in range(config.ensemble.members)
     ]
     unseen, own = Unseen(), _choices(learnt[0].validation, said=train)
-    if len({choice.prompt.id for choice in own}) < config.confirmed_by and _choices(learnable, said=train):
-        for number, (rest, part) in enumerate(_parts(learnable, seed=seed)):
+    if len({choice.prompt.id for choice in own}) < config.confirmed_by and _choices(taught, said=train):
+        for number, (rest, part) in enumerate(_parts(taught, seed=seed)):
             without = fitted(f"{stage}_without_{number}", rest, seed).reward_model
             unseen.ask(without, _choices(part, said=train), exchanges=_some(rest, seed=seed))
-            if len(set(unseen.prompts)) >= config.confirmed_by:
+            if unseen.prompts >= config.confirmed_by:
                 break
     if rank_and_count()[0] > 0:
         return {}  # the first one says and saves it all
-    some = _some(learnable, seed=seed)
-    if not unseen.prompts:
+    some = _some(taught, seed=seed)
+    if not unseen.margins:
         unseen.ask(learnt[0].reward_model, own, exchanges=some)
     members = [each.reward_model for each in learnt]
     told, *_ = [standardise(each, some, unseen=unseen, least_std=config.least_std) for each in members]
-    members[0].sureness = learn_sureness(members[0], *_split(learnable, seed=seed), config=config, seed=seed)
+    members[0].sureness = learn_sureness(members[0], *_split(taught, seed=seed), config=config, seed=seed)
     if folder is not None:
         for path, saved in zip(
             [folder, *(folder / MEMBERS / f"{n}" for n in range(1, len(members)))], members, strict=True
         ):
             saved.save(path)
     return {
-        **_worth(Ensemble(members), held_out, feedback=config.feedback, logit_scale=told["logit_scale"]),
+        **_worth(Ensemble(members), held_out, config=config, **told),
         **told,
         "backbone": config.backbone,
         "feedback": config.feedback,
         "shuffled_labels": config.shuffle_labels,
-        "train_items": counted(learnable),
+        "train_items": counted(taught),
         **asdict(learnt[0].result),
     }
 
 
-def _worth(ensemble: Ensemble, held_out: Judgements, *, feedback: str, logit_scale: float) -> dict[str, Any]:
+def _worth(
+    ensemble: Ensemble,
+    held_out: Judgements,
+    *,
+    config: RewardModelConfig,
+    logit_scale: float,
+    temperature: float | None,
+    **_: Any,
+) -> dict[str, Any]:
     """What it makes of judgements that nothing has looked at before."""
-    ratings, pairs = ratings_among(held_out), comparisons(held_out)
+    ratings, thumbs, pairs = ratings_among(held_out), thumbs_among(held_out), comparisons(held_out)
     return {
-        **measure(ensemble, told_by(held_out, feedback), logit_scale=logit_scale),
+        **measure(ensemble, told_by(held_out, config), logit_scale=logit_scale, temperature=temperature),
         "by_kind": by_kind(margins_of(ensemble, pairs), pairs),
         "ratings": order_of_ratings(ensemble.score([item.exchanges[0] for item in ratings]), ratings),
+        "thumbs": order_of_thumbs(ensemble.score([item.exchanges[0] for item in thumbs]), thumbs),
         "sureness": how_sure(ensemble, pairs),
     }
 
@@ -141,16 +151,16 @@ class Learnt(NamedTuple):
     """What told the fit when to stop."""
 
 
-def learn(base: Path, learnable: Judgements, *, config: RewardModelConfig, seed: int, **say: Any) -> Learnt:
-    """Fits a reward model to all of `learnable`, whatever kinds the config names; its heads become one.
+def learn(base: Path, taught: Judgements, *, config: RewardModelConfig, seed: int, **say: Any) -> Learnt:
+    """Fits a reward model to what `learnable_of` gave; its heads become one.
 
     `say`: what `fit` calls it, says of it, and saves on its way.
     """
     body = "decoder" if config.backbone == "linear" else config.backbone
     reward_model = new_reward_model(
-        base, body, body=config.body, heads=len(config.aspects), texts=_texts(learnable), seed=seed
+        base, body, body=config.body, heads=len(config.aspects), texts=_texts(taught), seed=seed
     )
-    inner, validation = _split(learnable, seed=seed)
+    inner, validation = _split(taught, seed=seed)
     result = _fit(reward_model, inner, validation, config=config, seed=seed, **say)
     reward_model.fold_heads(list(config.aspects.values()))
     return Learnt(reward_model, result, validation)
@@ -158,8 +168,8 @@ def learn(base: Path, learnable: Judgements, *, config: RewardModelConfig, seed:
 
 def learnable_of(train: Judgements, config: RewardModelConfig, *, seed: int) -> Judgements:
     """What the config learns from, with the labels that it gives them."""
-    learnable = of_kinds(train, kinds_of(config.feedback))
-    return shuffled(learnable, seed=seed) if config.shuffle_labels else learnable
+    told = learnable(train, config)
+    return shuffled(told, seed=seed) if config.shuffle_labels else told
 
 
 def shuffled(items: Judgements, *, seed: int) -> list[Judgement]:
@@ -223,8 +233,8 @@ def _fit(
     if config.backbone == "linear":
         return fit_linear(reward_model, inner, validation=outer, config=config)
     answers = sum(len(prompt.texts) for prompt in inner) / max(len(inner), 1)
-    _, ranks = rank_and_count()
-    prompts = ranks * max(1, round(config.fit.batch_size / max(answers, 1) / ranks))
+    shares = rank_and_count()[1] * int(config.fit.trainer.get("gradient_accumulation_steps", 1))
+    prompts = shares * max(1, round(config.fit.batch_size / max(answers, 1) / shares))
     a_step = config.fit.model_copy(update={"batch_size": prompts})
     adapted = with_adapter(reward_model.model, config.lora, use="reward_model", seed=seed)
     network = RewardNetwork(adapted, config)

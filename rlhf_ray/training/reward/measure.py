@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
-from rlhf_ray.algo.clusters import Estimate, jackknife_of, mean_of, share_of, spearman
+from rlhf_ray.algo.clusters import Estimate, auc, jackknife_of, mean_of, share_of, spearman
 from rlhf_ray.algo.ranking import expected_calibration_error, reliability_bins
-from rlhf_ray.data.judgements import Comparison, Judgement, Kind, Rated, comparisons, of_kinds
+from rlhf_ray.config import RewardModelConfig
+from rlhf_ray.data.judgements import Comparison, Judgement, Kind, Rated, Thumbed, comparisons
 from rlhf_ray.models.ensemble import Ensemble
-from rlhf_ray.training.reward.objective import kinds_of
+from rlhf_ray.training.reward.objective import learnable
 from rlhf_ray.types import Exchange
 
 FEWEST_RATED = 3
@@ -26,34 +27,40 @@ class Scoring(Protocol):
         """One number an exchange, in their order."""
 
 
-def measure(reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0) -> dict[str, Any]:
+def measure(
+    reward_model: Scoring, pairs: Sequence[Comparison], *, logit_scale: float = 1.0, temperature: float | None = None
+) -> dict[str, Any]:
     """How well a reward model predicts choices: `judged_by` its margins, and how far it can be believed.
 
-    A choice's predicted probability is sigmoid(logit_scale * margin).
+    A choice's predicted probability is sigmoid(logit_scale * margin); `ece_at_temperature` is the calibration error of
+    sigmoid(logit_scale * margin / temperature). None stands for what cannot be told, all of it where there are no
+    choices.
     """
     margins = margins_of(reward_model, pairs)
-    if not margins:
-        return {"pairs": 0, "accuracy": None, "accuracy_ci95": None}
-    probs = torch.sigmoid(logit_scale * torch.tensor(margins))
-    right = torch.tensor([float(margin > 0) for margin in margins])
-    confidence = torch.maximum(probs, 1 - probs)
+    right = _right(margins)
+
+    def confidence(scale: float) -> torch.Tensor:
+        return torch.sigmoid(scale * torch.tensor(margins).abs())
+
+    tempered = confidence(logit_scale / temperature) if margins and temperature else None
     return {
         **judged_by(margins, pairs),
-        "margin": sum(margins) / len(margins),
-        "ece": expected_calibration_error(confidence, right),
-        "bins": [asdict(bar) for bar in reliability_bins(confidence, right)],
+        "margin": statistics.fmean(margins) if margins else None,
+        "ece": expected_calibration_error(confidence(logit_scale), right) if margins else None,
+        "ece_at_temperature": None if tempered is None else expected_calibration_error(tempered, right),
+        "bins": [asdict(bar) for bar in reliability_bins(confidence(logit_scale), right)],
     }
 
 
 def judged_by(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
-    """Accuracy of margins beside the baselines; intervals are over groups of prompts."""
-    right = [float(margin > 0) for margin in margins]
+    """Accuracy of margins beside the baselines; intervals are over groups of prompts. A margin of 0 is half right."""
+    right = _right(margins)
     return {
         **_accuracy(right, pairs),
         **baselines(pairs),
         "gate": gate(right, pairs),
         "length": length_bias(margins, pairs),
-        "place": place_bias(right, pairs),
+        "place": place_bias(margins, pairs),
     }
 
 
@@ -84,9 +91,9 @@ def how_sure(ensemble: Ensemble, pairs: Sequence[Comparison]) -> dict[str, Any] 
     }
 
 
-def told_by(judgements: Sequence[Judgement], feedback: str) -> list[Comparison]:
-    """The choices by which a model that learns from this feedback is judged: of its own kinds, where they compare."""
-    return comparisons(of_kinds(judgements, kinds_of(feedback))) or comparisons(judgements)
+def told_by(judgements: Sequence[Judgement], config: RewardModelConfig) -> list[Comparison]:
+    """The choices by which a model that learns by this config is judged: of what teaches it, where that compares."""
+    return comparisons(learnable(judgements, config)) or comparisons(judgements)
 
 
 def baselines(pairs: Sequence[Comparison]) -> dict[str, Any]:
@@ -100,8 +107,12 @@ def baselines(pairs: Sequence[Comparison]) -> dict[str, Any]:
 def gate(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
     """Whether it is better, for sure, than what needs no model: the best of the `baselines`, pair by pair.
 
-    `better_by` is the difference of accuracies, and its interval has to lie above 0.
+    `better_by` is the difference of accuracies, and its interval has to lie above 0. Nothing is for sure where no
+    choices tell; all but `passed` is None there.
     """
+    if not pairs:
+        unknown = dict.fromkeys(("baseline", "baseline_accuracy", "better_by", "better_by_ci95"))
+        return {"passed": False, **unknown}
     best, of_best = max(_trivial(pairs).items(), key=lambda item: sum(item[1]))
     groups = [pair.prompt.group for pair in pairs]
     found = mean_of([mine - its for mine, its in zip(right, of_best, strict=True)], groups)
@@ -128,7 +139,7 @@ def length_bias(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[s
     }
 
 
-def place_bias(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+def place_bias(margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
     """How often people preferred what was shown first, and whether the model, which does not see it, is as right where
     they did. None where nobody noted the order.
     """
@@ -138,8 +149,8 @@ def place_bias(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str,
     first = share_of([float(bool(pairs[place].better_first)) for place in known], _groups(pairs, known))
     return {
         "first_preferred": {"share": first.value, "ci95": _ends(first)},
-        "first_is_better": _at([place for place in known if pairs[place].better_first], right, pairs),
-        "first_is_worse": _at([place for place in known if not pairs[place].better_first], right, pairs),
+        "first_is_better": _at([place for place in known if pairs[place].better_first], margins, pairs),
+        "first_is_worse": _at([place for place in known if not pairs[place].better_first], margins, pairs),
     }
 
 
@@ -175,6 +186,23 @@ def order_of_ratings(scores: Sequence[float], ratings: Sequence[Rated]) -> dict[
     return {"overall": _told(overall), "within": _told(within)}
 
 
+def order_of_thumbs(scores: Sequence[float], thumbs: Sequence[Thumbed]) -> dict[str, Any] | None:
+    """The chance that an answer with a thumb up has a higher score than one with a thumb down, whatever their prompts
+    (`auc`), with an interval over groups of prompts. None where thumbs point one way only.
+    """
+    up = [item.up for item in thumbs]
+    found = jackknife_of(
+        lambda places: auc([scores[place] for place in places], [up[place] for place in places]),
+        [item.prompt.group for item in thumbs],
+    )
+    return None if found is None else {"auc": found.value, **_over(found)}
+
+
+def thumbs_among(judgements: Sequence[Judgement]) -> list[Thumbed]:
+    """What people held up a thumb to, or down."""
+    return [item for item in judgements if isinstance(item, Thumbed)]
+
+
 def ratings_among(judgements: Sequence[Judgement]) -> list[Rated]:
     """What people gave numbers to."""
     return [item for item in judgements if isinstance(item, Rated) and item.kind == "ratings"]
@@ -187,11 +215,17 @@ def _trivial(pairs: Sequence[Comparison]) -> dict[str, list[float]]:
     return {"longer": longer, "shorter": [1 - one for one in longer], "majority": majority}
 
 
-def _half(difference: int) -> float:
+def _right(margins: Sequence[float]) -> list[float]:
+    return [_half(margin) for margin in margins]
+
+
+def _half(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)
 
 
 def _accuracy(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any]:
+    if not pairs:
+        return {"accuracy": None, "accuracy_ci95": None, "pairs": 0, "groups": 0}
     found = share_of(right, [pair.prompt.group for pair in pairs])
     return {"accuracy": found.value, "accuracy_ci95": _ends(found), "pairs": found.count, "groups": found.groups}
 
@@ -199,7 +233,7 @@ def _accuracy(right: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, 
 def _at(places: Sequence[int], margins: Sequence[float], pairs: Sequence[Comparison]) -> dict[str, Any] | None:
     if not places:
         return None
-    return _accuracy([float(margins[place] > 0) for place in places], [pairs[place] for place in places])
+    return _accuracy(_right([margins[place] for place in places]), [pairs[place] for place in places])
 
 
 def _groups(pairs: Sequence[Comparison], places: Sequence[int]) -> list[str]:
@@ -209,8 +243,13 @@ def _groups(pairs: Sequence[Comparison], places: Sequence[int]) -> list[str]:
 def _told(found: Estimate | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {"spearman": found.value, "ci95": _ends(found), "n": found.count, "groups": found.groups}
+    return {"spearman": found.value, **_over(found)}
+
+
+def _over(found: Estimate) -> dict[str, Any]:
+    return {"ci95": _ends(found), "n": found.count, "groups": found.groups}
 
 
 def _ends(found: Estimate) -> list[float]:
-    return [found.low, found.high]
+    """Nothing here can lie beyond 1, or below -1, and nothing is all that a single group says."""
+    return [max(found.low, -1.0), min(found.high, 1.0)]

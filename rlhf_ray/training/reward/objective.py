@@ -5,7 +5,7 @@ Each answer is read once, however many judgements there are of it: k answers cos
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -177,39 +177,57 @@ def judgements_of(items: Sequence[Judged], *, dtype: torch.dtype = torch.float32
         "thumbs": torch.tensor([thumb[0] for thumb in thumbs], dtype=torch.long),
         "up": numbers([thumb[1] for thumb in thumbs]),
         "thumb_weight": numbers([thumb[2] for thumb in thumbs]),
-        "prompts": torch.tensor([number for number, item in enumerate(items) for _ in item.texts]),
+        "prompts": torch.tensor([number for number, item in enumerate(items) for _ in item.texts], dtype=torch.long),
         "prompt_terms": numbers([_weight_of(item) for item in items]),
     }
 
 
 def judged(reward_model: RewardModel, items: Sequence[Judgement], config: RewardModelConfig) -> list[Judged]:
-    """The judgements that the config learns from, put together by prompt, in the reward model's tokens."""
-    weights = config.weights.model_dump() if config.feedback == "joint" else {}
+    """What is `learnable` of the judgements, put together by prompt, in the reward model's tokens."""
     aspects = {name: number for number, name in enumerate(config.aspects)}
     rows: dict[str, dict[Exchange, int]] = {}
     found: dict[str, Judged] = {}
-    for item in items:
-        weight = item.weight * weights.get(item.kind, 1.0)
-        aspect = aspects.get(item.aspect, 0 if item.kind == "comments" else -1) if isinstance(item, Rated) else 0
-        if weight == 0 or aspect < 0:
-            continue
+    for item in learnable(items, config):
+        weight = _weight(item, config)
         here = rows.setdefault(item.prompt.id, {})
         places = tuple(here.setdefault(exchange, len(here)) for exchange in item.exchanges)
         said = found.setdefault(item.prompt.id, Judged(()))
         if isinstance(item, Rated):
-            said.ratings.append((places[0], aspect, item.target, weight))
+            said.ratings.append((places[0], aspects.get(item.aspect, 0), item.target, weight))
         elif isinstance(item, Thumbed):
             said.thumbs.append((places[0], float(item.up), weight))
-        elif config.feedback == "rankings" or (config.feedback == "joint" and item.kind == "rankings"):
+        elif _as_a_whole(item, config):
             said.rankings.append((places, item.ranks, weight))
         else:
             said.pairs.extend(_pairs(item, places, weight, ties=config.ties != "none"))
-    kept = {prompt: said for prompt, said in found.items() if _weight_of(said) > 0}
-    encoded = iter(reward_model.encode([exchange for prompt in kept for exchange in rows[prompt]]))
+    encoded = iter(reward_model.encode([exchange for prompt in found for exchange in rows[prompt]]))
     return [
         Judged(tuple(tuple(next(encoded)) for _ in rows[prompt]), said.pairs, said.rankings, said.ratings, said.thumbs)
-        for prompt, said in kept.items()
+        for prompt, said in found.items()
     ]
+
+
+def learnable(items: Iterable[Judgement], config: RewardModelConfig) -> list[Judgement]:
+    """Those that teach a reward model something: of kinds and aspects that the config learns from, and that weigh
+    anything there; of an order that is not learnt from as a whole, something has to be better, or ties have to count.
+    """
+    return [item for item in items if item.kind in kinds_of(config.feedback) and _teaches(item, config)]
+
+
+def _teaches(item: Judgement, config: RewardModelConfig) -> bool:
+    if _weight(item, config) == 0:
+        return False
+    if isinstance(item, Ordered):
+        return _as_a_whole(item, config) or config.ties != "none" or len(set(item.ranks)) > 1
+    return not isinstance(item, Rated) or item.kind == "comments" or item.aspect in config.aspects
+
+
+def _as_a_whole(item: Ordered, config: RewardModelConfig) -> bool:
+    return config.feedback == "rankings" or (config.feedback == "joint" and item.kind == "rankings")
+
+
+def _weight(item: Judgement, config: RewardModelConfig) -> float:
+    return item.weight * (getattr(config.weights, item.kind) if config.feedback == "joint" else 1.0)
 
 
 def kinds_of(feedback: str) -> tuple[Kind, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlhf_ray.algo.ranking import confirmed_slope
+from rlhf_ray.algo.ranking import Slope, slope_of
 from rlhf_ray.data.judgements import Comparison
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.training.reward.measure import margins_of
@@ -19,17 +19,22 @@ class Unseen:
 
     margins: list[float] = field(default_factory=list)
     """In standard deviations of that model's scores, so that those of several models can stand together."""
-    prompts: list[str] = field(default_factory=list)
+    choices: list[Comparison] = field(default_factory=list)
 
     def ask(self, reward_model: RewardModel, choices: Sequence[Comparison], *, exchanges: Sequence[Exchange]) -> None:
         """Puts `choices` to a model whose scores of `exchanges` say what a standard deviation is."""
         std = torch.tensor(reward_model.score(exchanges)).std(correction=0).clamp(min=1e-6).item()
         self.margins += [margin / std for margin in margins_of(reward_model, choices)]
-        self.prompts += [choice.prompt.id for choice in choices]
+        self.choices += choices
 
-    def confirmed_std(self) -> float | None:
-        """The log-odds a standard deviation that these choices bear out (`confirmed_slope`); None without choices."""
-        return confirmed_slope(self.margins, self.prompts) if self.margins else None
+    @property
+    def prompts(self) -> int:
+        """How many the choices are on."""
+        return len({choice.prompt.id for choice in self.choices})
+
+    def slope(self) -> Slope | None:
+        """Log-odds a standard deviation, as these choices have it; None without choices."""
+        return slope_of(self.margins, [choice.prompt.group for choice in self.choices]) if self.margins else None
 
 
 def standardise(
@@ -38,18 +43,18 @@ def standardise(
     """Gives the scores of `exchanges` a known standard deviation and, with a bias, mean 0, by changing the head.
 
     It is 1, so that a KL weight means the same for every reward model, but never more than twice the log-odds that
-    `unseen` choices bear out. A model that learnt from noise says next to nothing then, instead of its noise as loud as
-    a good model's word. `least_std` keeps the order of its scores.
+    `unseen` choices confirm (`Slope`). A model that learnt from noise says next to nothing then, instead of its noise
+    as loud as a good model's word. `least_std` keeps the order of its scores.
 
     So the plain folder gives those scores to whoever loads it. A decoder's head has no bias, and its mean stays;
     `RewardModel.mean` knows it.
-    `logit_scale` turns differences of the new scores into what the ranking loss saw; `temperature` is what those
-    log-odds have to be divided by to be as sure as the choices bear out (Guo et al. 2017, arXiv:1706.04599).
+    `logit_scale` turns differences of the new scores into what the loss saw; `temperature` is what those have to be
+    divided by to be the log-odds that those choices are likeliest under (Guo et al. 2017, arXiv:1706.04599).
     """
     scores = torch.tensor(reward_model.score(exchanges))
     mean, std = scores.mean().item(), scores.std(correction=0).item()
-    confirmed = unseen.confirmed_std()
-    wanted = 1.0 if confirmed is None else min(1.0, max(2 * confirmed, least_std))
+    slope = unseen.slope()
+    wanted = 1.0 if slope is None else min(1.0, max(2 * slope.confirmed, least_std))
     scale = std / wanted if std > 1e-6 else 1.0  # scores that are all the same say nothing, however stretched
     head = reward_model.head
     with torch.no_grad():
@@ -62,7 +67,7 @@ def standardise(
         "logit_scale": scale,
         "score_mean": reward_model.mean,
         "score_std": std / scale,
-        "confirmed_std": confirmed,
-        "confirmed_by": {"choices": len(unseen.margins), "prompts": len(set(unseen.prompts))},
-        "temperature": std / confirmed if confirmed else None,
+        "confirmed_std": slope and slope.confirmed,
+        "confirmed_by": {"choices": len(unseen.choices), "prompts": unseen.prompts},
+        "temperature": std / slope.value if slope and slope.value > 0 else None,
     }

@@ -6,10 +6,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config import Config
-from rlhf_ray.data.judgements import Comparison, Judgement, comparisons, counted, exchanges_of, of_kinds, taken_apart
-from rlhf_ray.data.reading import Reader
-from rlhf_ray.data.splits import split_by_group
+from rlhf_ray.config import Config, RewardModelConfig
+from rlhf_ray.data.judgements import Comparison, Judgement, Ordered, counted, exchanges_of, taken_apart
+from rlhf_ray.data.reading import Reader, of_aspects
+from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Feedback
 from rlhf_ray.feedback.store import FeedbackStore
@@ -21,7 +21,7 @@ from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
 from rlhf_ray.training.reward.measure import measure, told_by
-from rlhf_ray.training.reward.objective import kinds_of
+from rlhf_ray.training.reward.objective import learnable
 from rlhf_ray.training.reward.validate import cross_validate
 
 
@@ -46,8 +46,13 @@ def make_reward_model(
     train, held_out, reader = read_sides(feedback, config, half=half)
     first = rank_and_count()[0] == 0
     say = print if first else _nothing
-    said = ", ".join(f"{n} {kind}" for kind, n in counted(of_kinds(train, kinds_of(wanted.feedback))).items())
-    judging = len(told_by(held_out, wanted.feedback))
+    if wanted.cross_validation:  # whose complaint would come hours later
+        folds_by_group(feedback, group=lambda item: item.group, folds=wanted.cross_validation, seed=config.seed)
+    others = len(feedback) - len(of_aspects(feedback, wanted.aspects))
+    if others:
+        say(f"reward model: {others} ratings of other aspects than {', '.join(wanted.aspects)} are left out")
+    said = ", ".join(f"{n} {kind}" for kind, n in counted(learnable(train, wanted)).items())
+    judging = len(told_by(held_out, wanted))
     say(f"reward model: {said} to learn from; {judging} choices between two answers held out")
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
@@ -68,7 +73,8 @@ def make_reward_model(
     measured = on_choices
     true_order = truly_ordered(held_out, make_recipe(config))
     if true_order:
-        measured = measure(load_ensemble(folder), true_order, logit_scale=on_choices["logit_scale"])
+        scales = {name: on_choices[name] for name in ("logit_scale", "temperature")}
+        measured = measure(load_ensemble(folder), true_order, **scales)
     record = {
         **_record(on_choices, measured, against="the true order" if true_order else "what people chose"),
         "learnt_from": on_choices["train_items"],
@@ -77,6 +83,8 @@ def make_reward_model(
         "ignored_annotators": ignored,
         "half": half,
         "shuffled_labels": wanted.shuffle_labels,
+        "seed": config.seed,
+        "settings": wanted.model_dump(mode="json"),
     }
     write_card(folder, record, config)
     for line in _remarks(on_choices):
@@ -84,7 +92,7 @@ def make_reward_model(
     return record
 
 
-def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: str) -> dict[str, Any]:
+def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: str, fits: Path) -> dict[str, Any]:
     """`reward_model.json`'s `cross_validation`: reward models of all folds judged on what each has not seen."""
     validated = cross_validate(
         base,
@@ -93,8 +101,9 @@ def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: s
         folds=config.reward_model.cross_validation,
         seed=config.seed,
         progress=print,
+        fits=fits,
     )
-    return {**validated, **{name: validated[name]["accuracy"] for name in ("longer", "shorter") if name in validated}}
+    return {**validated, **{name: validated[name]["accuracy"] for name in ("longer", "shorter")}}
 
 
 def read_snapshot(store: str, snapshot: str) -> list[Feedback]:
@@ -113,22 +122,17 @@ def read_sides(
     wanted = config.reward_model
     if half is not None:
         feedback = halves(feedback)[half]
-    train, held_out = split_by_group(
-        feedback, group=lambda item: item.group, held_out=wanted.held_out, seed=config.seed
-    )
+    kept = of_aspects(feedback, wanted.aspects)
+    if not kept:
+        raise DataError(_nothing_to_learn([], feedback, wanted))
+    train, held_out = split_by_group(kept, group=lambda item: item.group, held_out=wanted.held_out, seed=config.seed)
     reader = Reader(train, weigh=wanted.reliability, margin=wanted.margin)
     inner, outer = (reader.read(side, all_comments=wanted.feedback == "comments") for side in (train, held_out))
-    learnable = of_kinds(inner, kinds_of(wanted.feedback))
-    if not learnable:
-        there = ", ".join(counted(inner)) or "nothing"
-        words = "; comments are worth something only beside ratings" if wanted.feedback == "comments" else ""
-        raise DataError(
-            f"the feedback holds no {wanted.feedback} to learn from, but {there}{words}; set reward_model.feedback"
-        )
-    if not comparisons(outer):
-        raise DataError(f"none of {len(outer)} held-out judgements compare two answers; raise reward_model.held_out")
+    taught = learnable(inner, wanted)
+    if not taught:
+        raise DataError(_nothing_to_learn(inner, feedback, wanted))
     if wanted.limit is not None and half != 1:  # the judge learns from all of its half
-        counted_in = taken_apart(learnable) if wanted.feedback == "pairs" else learnable
+        counted_in = taken_apart(taught) if wanted.feedback == "pairs" else taught
         inner = random.Random(f"limit/{config.seed}").sample(counted_in, min(wanted.limit, len(counted_in)))
     return inner, outer, reader
 
@@ -165,6 +169,19 @@ def _nothing(line: str) -> None:
     """What every rank but the first says."""
 
 
+def _nothing_to_learn(read: Sequence[Judgement], feedback: Sequence[Feedback], config: RewardModelConfig) -> str:
+    there = ", ".join(counted(read)) or "nothing"
+    said = f"the feedback holds no {config.feedback} to learn from, but {there}"
+    if config.feedback == "comments":
+        said += "; comments are worth something only beside ratings"
+    rated = {item.rating.aspect for item in feedback if item.rating and item.rating.scale != "thumb"}
+    if unknown := sorted(rated - set(config.aspects)):
+        said += f"; ratings are of {', '.join(unknown)}: name those that count in reward_model.aspects"
+    if read and all(isinstance(item, Ordered) and len(set(item.ranks)) == 1 for item in read):
+        said += "; all are ties, which teach something with reward_model.ties=davidson"
+    return f"{said}; set reward_model.feedback"
+
+
 def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: str) -> dict[str, Any]:
     """What a fit and a measurement came to, as `reward_model.json` has it."""
     return {
@@ -174,7 +191,7 @@ def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: st
         "on_choices": {name: on_choices[name] for name in ("accuracy", "accuracy_ci95")},
         **{
             name: on_choices[name]
-            for name in ("by_kind", "gate", "length", "place", "ratings", "sureness", "temperature")
+            for name in ("by_kind", "gate", "length", "place", "ratings", "thumbs", "sureness", "temperature")
         },
         "margin": measured["margin"],
         "logit_scale": on_choices["logit_scale"],
@@ -183,6 +200,7 @@ def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: st
         "confirmed_by": on_choices["confirmed_by"],
         "calibration": {
             "ece": measured["ece"],
+            "ece_at_temperature": measured["ece_at_temperature"],
             "bins": [
                 {
                     "lo": b["low"],
@@ -213,7 +231,12 @@ def _remarks(on_choices: dict[str, Any]) -> list[str]:
             f"{confirmed:.2f} a standard deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
         )
     gate = on_choices["gate"]
-    if not gate["passed"]:
+    if gate["better_by"] is None:
+        remarks.append(
+            "no held-out judgements compare two answers, so nothing shows that it is better than no model; "
+            "`rlhf serve` will not promote it"
+        )
+    elif not gate["passed"]:
         low, high = gate["better_by_ci95"]
         remarks.append(
             f"it is not surely better than no model: on held-out choices {gate['better_by']:+.3f} [{low:+.3f}, "

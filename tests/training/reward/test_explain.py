@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from rlhf_ray.config import RewardModelConfig, load_config
 from rlhf_ray.data.judgements import Judgement, Ordered, comparisons
 from rlhf_ray.errors import InputError
-from rlhf_ray.feedback.schema import Answer, Feedback, Ranking
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
 from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.registry import Registry
 from rlhf_ray.models.reward import RewardModel, new_reward_model
+from rlhf_ray.training.beginning import take_over
 from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward.explain import Question, explain, mistakes, table
 from rlhf_ray.training.reward.stage import make_reward_model
@@ -92,7 +95,7 @@ def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardMod
     assert found[0][1]["probability"] == pytest.approx(1 / (1 + 2.718281828 ** (-2 * margins[0])))
 
 
-def make_run(tmp_path: Path) -> Path:
+def make_run(tmp_path: Path, feedback: Sequence[Feedback] | None = None, *more: str) -> Path:
     """A run whose reward model, an ensemble of two, has learnt from its own store."""
     settings = [
         f"run.root={tmp_path}",
@@ -102,13 +105,15 @@ def make_run(tmp_path: Path) -> Path:
         "data.held_out=1",
     ]
     settings += [f"data.path={tmp_path / 'choices.jsonl'}", "reward_model.fit.max_epochs=2"]
-    settings += ["reward_model.ensemble.members=2"]
+    settings += ["reward_model.ensemble.members=2", *more]
     config = load_config(None, settings)
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "choices.jsonl").write_text("".join(json.dumps({**row, "prompt": p}) + "\n" for p in "ab"))
     folder = RunFolder.open(config)
+    if feedback is None:
+        feedback = [as_feedback(item) for item in choices(120, seed=0) if isinstance(item, Ordered)]
     with FeedbackStore(folder.feedback_db) as store:
-        store.add([as_feedback(item) for item in choices(120, seed=0) if isinstance(item, Ordered)])
+        store.add(feedback)
         snapshot = store.freeze()
     folder.write_json("feedback.json", {"snapshot": snapshot.id, "sha256": snapshot.sha256, "rows": snapshot.rows})
     make_policy_folder(folder.base_policy)
@@ -147,6 +152,44 @@ def test_a_run_is_explained_and_its_report_and_card_say_so(tmp_path: Path) -> No
     page = write_report(run).read_text()
     for wanted in ("Why it says what it says", "Its worst mistakes", "on people&#39;s pairs", "108", "surely better"):
         assert wanted in page
+
+
+def test_what_was_held_out_is_that_of_the_run_that_trained_it(tmp_path: Path) -> None:
+    """With a seed of its own, a run that takes the model over would hold out what the model has learnt from."""
+    run = make_run(tmp_path)
+    settings = [f"run.root={tmp_path}", "run.id=later", f"run.from={run}", "run.take=reward_model", "seed=5"]
+    config = load_config(None, [*settings, "reward_model.held_out=0.3"])
+    folder = RunFolder.open(config)
+    take_over(config, folder, say=lambda line: None)
+    folder.close()
+    first, later = (explain(path, worst=3, say=lambda line: None) for path in (run, folder.path))
+    assert later["held_out"] == 12
+    assert later["loss"] == first["loss"]
+    assert later["mistakes"] == first["mistakes"]
+
+
+def test_a_model_of_answers_that_stand_alone_says_on_its_card_that_nothing_was_compared(tmp_path: Path) -> None:
+    thumbs = [
+        as_feedback(item).model_copy(
+            update={
+                "answers": (Answer(text=item.answers[number % 2], sampler="base"),),
+                "ranking": None,
+                "rating": Rating(value=float(number % 2 == 0), scale="thumb"),
+            }
+        )
+        for number, item in enumerate(choices(120, seed=0))
+        if isinstance(item, Ordered)
+    ]
+    run = make_run(tmp_path, thumbs, "reward_model.feedback=thumbs")
+    card = " ".join((run / "reward_model" / "README.md").read_text().split())
+    assert "how often it is right is not known" in card
+    assert "of 12 held-out answers one with a thumb up is scored above" in card
+    assert "Reward model" in write_report(run).read_text()
+    with pytest.raises(InputError, match=r"none of the 12 judgements that .* holds out compare two answers"):
+        explain(run, worst=3, say=print)
+    lineage = {"gate": json.loads((run / "reward_model.json").read_text())["gate"]}
+    model = Registry(tmp_path / "registry").publish("reward_model", run / "reward_model", lineage=lineage)
+    assert "nothing shows that it beats no model" in model.not_good_enough
 
 
 def test_a_run_without_a_reward_model_of_its_own_cannot_be_explained(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What a reward model is worth, against numbers worked by hand."""
 
+import json
 import random
 from collections.abc import Sequence
 
 import pytest
 
-from rlhf_ray.data.judgements import Comparison, Judgement, Ordered, Rated
+from rlhf_ray.config import RewardModelConfig
+from rlhf_ray.data.judgements import Comparison, Judgement, Ordered, Rated, Thumbed
 from rlhf_ray.training.reward.measure import (
     baselines,
     by_kind,
@@ -14,6 +16,7 @@ from rlhf_ray.training.reward.measure import (
     length_bias,
     measure,
     order_of_ratings,
+    order_of_thumbs,
     place_bias,
     told_by,
 )
@@ -43,8 +46,40 @@ def test_measures_equal_numbers_worked_by_hand() -> None:
     assert [bar["count"] for bar in told["bins"]] == [1, 2]
 
 
-def test_scores_that_are_equal_are_not_counted_as_right() -> None:
-    assert measure(LengthModel(), pairs_of(4, "ab", "cd"))["accuracy"] == 0  # type: ignore[arg-type]
+def test_scores_that_are_equal_count_half_as_the_baselines_do() -> None:
+    told = measure(LengthModel(), pairs_of(4, "ab", "cd"))  # type: ignore[arg-type]
+    assert told["accuracy"] == 0.5
+    assert not told["gate"]["passed"]
+
+
+def test_a_temperature_mends_what_a_model_that_is_too_sure_says() -> None:
+    """It is right in three of four, by hand log-odds of 1.0986, and says 2."""
+    pairs = [*pairs_of(3, "aaa", "a"), *pairs_of(1, "b", "bbb")]
+    told = measure(LengthModel(), pairs, temperature=2 / 1.0986123)  # type: ignore[arg-type]
+    assert told["ece"] == pytest.approx(0.880797 - 0.75, abs=1e-5)
+    assert told["ece_at_temperature"] == pytest.approx(0, abs=1e-6)
+
+
+def test_where_nothing_compares_nothing_is_known_and_nothing_let_through() -> None:
+    told = measure(LengthModel(), [])  # type: ignore[arg-type]
+    assert (told["pairs"], told["accuracy"], told["margin"], told["ece"], told["bins"]) == (0, None, None, None, [])
+    assert told["longer"]["accuracy"] is None
+    assert told["gate"] == {
+        "passed": False,
+        "baseline": None,
+        "baseline_accuracy": None,
+        "better_by": None,
+        "better_by_ci95": None,
+    }
+    assert json.dumps(told, allow_nan=False)
+
+
+def test_one_group_says_nothing_and_its_interval_is_all_that_can_be() -> None:
+    one = make_prompt("one")
+    told = judged_by([1.0, 1.0, -1.0], [Comparison(one, "a", f"b{n}") for n in range(3)])
+    assert (told["accuracy_ci95"], told["gate"]["better_by_ci95"]) == ([0, 1], [-1, 1])
+    assert json.dumps(told, allow_nan=False)
+    assert json.dumps(order_of_ratings([0.0, 1.0], [Rated(one, "a", 0.0), Rated(one, "b", 1.0)]), allow_nan=False)
 
 
 def test_what_nobody_can_know_counts_half_for_the_baselines() -> None:
@@ -80,9 +115,10 @@ def test_accuracy_is_told_by_kind() -> None:
 def test_a_model_is_judged_by_the_kinds_that_it_learns_from_where_they_compare_anything() -> None:
     one = make_prompt("one")
     items: list[Judgement] = [Ordered(one, ("a", "b"), (1, 2)), Rated(one, "a", 0.0), Rated(one, "b", 1.0)]
-    assert [pair.kind for pair in told_by(items, "pairs")] == ["pairs"]
-    assert [pair.kind for pair in told_by(items, "ratings")] == ["ratings"]
-    assert [pair.kind for pair in told_by(items, "comments")] == ["pairs", "ratings"]
+    for feedback, kinds in (("pairs", ["pairs"]), ("ratings", ["ratings"]), ("comments", ["pairs", "ratings"])):
+        assert [pair.kind for pair in told_by(items, RewardModelConfig(feedback=feedback))] == kinds
+    weighed = RewardModelConfig.model_validate({"feedback": "joint", "weights": {"ratings": 0.0}})
+    assert [pair.kind for pair in told_by(items, weighed)] == ["pairs"]
 
 
 def test_the_gate_lets_through_what_is_surely_better_than_no_model() -> None:
@@ -118,7 +154,7 @@ def test_a_model_that_goes_by_length_is_seen_to() -> None:
 
 def test_a_liking_for_a_place_is_seen() -> None:
     pairs = [*pairs_of(6, "a", "b", better_first=True), *pairs_of(2, "c", "d", better_first=False)]
-    told = place_bias([1.0] * 6 + [0.0] * 2, pairs)
+    told = place_bias([1.0] * 6 + [-1.0] * 2, pairs)
     assert told["first_preferred"]["share"] == 0.75
     assert (told["first_is_better"]["accuracy"], told["first_is_worse"]["accuracy"]) == (1, 0)
     assert place_bias([1.0], pairs_of(1, "a", "b"))["first_preferred"] is None
@@ -145,3 +181,14 @@ def test_prompts_whose_answers_were_all_rated_alike_order_nothing() -> None:
     told = order_of_ratings([1.0, 2.0, 3.0], rated)
     assert told is not None
     assert (told["overall"], told["within"]) == (None, None)
+
+
+def test_a_thumb_up_has_the_higher_score_by_hand() -> None:
+    """Of 2 x 3 pairs of a thumb up and one down, 4 are in order and one is even."""
+    thumbs = [Thumbed(make_prompt(f"{n}"), "a", up=up) for n, up in enumerate((True, True, False, False, False))]
+    told = order_of_thumbs([2.0, 1.0, 1.5, 1.0, 0.0], thumbs)
+    assert told is not None
+    assert told["auc"] == pytest.approx(4.5 / 6)
+    assert told["ci95"][0] < 4.5 / 6 < told["ci95"][1]
+    assert order_of_thumbs([1.0], thumbs[:1]) is None
+    assert order_of_thumbs([], []) is None

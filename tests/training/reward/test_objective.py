@@ -19,6 +19,7 @@ from rlhf_ray.training.reward.objective import (
     RewardNetwork,
     judged,
     judgements_of,
+    learnable,
     nats,
 )
 from rlhf_ray.types import Exchange
@@ -108,7 +109,7 @@ def test_the_loss_is_the_sum_of_its_parts_by_weight(reward_model: RewardModel) -
 def test_terms_are_what_the_judgements_weigh(reward_model: RewardModel) -> None:
     items: list[Judgement] = [Ordered(ONE, ("a", "b", "c"), (1, 2, 3), weight=0.5), Thumbed(TWO, "a", up=True)]
     loss = FeedbackLoss(reward_model)
-    assert loss.terms(loss.collate(judged(reward_model, items, config("pairs")))) == 1.5 + 1
+    assert loss.terms(loss.collate(judged(reward_model, items, config("pairs")))) == 1.5
     assert loss.terms(loss.collate(judged(reward_model, items, config("joint", weights={"thumbs": 3})))) == 0.5 + 3
 
 
@@ -162,3 +163,28 @@ def test_gradients_of_the_whole_equal_finite_differences() -> None:
         )
 
     assert torch.autograd.gradcheck(loss, (heads, *links))
+
+
+def test_what_teaches_nothing_is_left_out_before_anything_is_split_or_counted() -> None:
+    tie, order, ranking = (
+        Ordered(ONE, ("a", "b"), (1, 1)),
+        Ordered(ONE, ("a", "b"), (1, 2)),
+        Ordered(ONE, ("a", "b", "c"), (1, 1, 1)),
+    )
+    kind, words = Rated(ONE, "a", 1.0, aspect="kind"), Rated(ONE, "a", 1.0, kind="comments")
+    thumb, nobody = Thumbed(ONE, "a", up=True), Thumbed(ONE, "a", up=True, weight=0.0)
+    items: list[Judgement] = [tie, order, ranking, kind, words, thumb, nobody]
+    assert learnable(items, config("pairs")) == [order]
+    assert learnable(items, config("pairs", ties="davidson")) == [tie, order, ranking]
+    assert learnable(items, config("rankings")) == [tie, order, ranking]
+    assert learnable(items, config("ratings")) == []
+    assert learnable(items, config("ratings", aspects={"kind": 1.0})) == [kind]
+    assert learnable(items, config()) == [order, ranking, words, thumb]
+    assert learnable(items, config(weights={"rankings": 0, "thumbs": 0})) == [order, words]
+
+
+def test_of_no_answers_nothing_is_said(reward_model: RewardModel) -> None:
+    batch = judgements_of([])
+    told = config(centring=0.01)
+    links = {name: link.detach() for name, link in RewardNetwork(reward_model.model, told).links.items()}
+    assert float(nats(torch.zeros(0, 1), batch, links, told)) == 0

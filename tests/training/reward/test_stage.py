@@ -1,5 +1,7 @@
 """Held-out pairs against the truth."""
 
+from typing import Any
+
 import pytest
 
 from rlhf_ray.config import load_config
@@ -88,7 +90,32 @@ def test_nothing_to_learn_from_is_an_error_that_says_what_there_is(feedback: str
         read_sides(ranked(20), load_config(None, [f"reward_model.feedback={feedback}"]))
 
 
-def test_nothing_to_compare_by_is_an_error() -> None:
-    alone = [judgement("ann").model_copy(update={"prompt_id": f"{i}", "group": f"{i}"}) for i in range(20)]
-    with pytest.raises(DataError, match="none of 2 held-out judgements compare two answers"):
-        read_sides(alone, load_config(None, ["reward_model.feedback=ratings"]))
+def rated(n: int, **rating: Any) -> list[Feedback]:
+    """One answer to each prompt."""
+    return [
+        judgement("ann").model_copy(
+            update={"prompt_id": f"{i}", "group": f"{i}", "rating": Rating(value=1 + i % 5, **rating)}
+        )
+        for i in range(n)
+    ]
+
+
+def test_answers_that_stand_alone_are_learnt_from_too() -> None:
+    train, held_out, _ = read_sides(rated(20), load_config(None, ["reward_model.feedback=ratings"]))
+    assert (counted(train), counted(held_out)) == ({"ratings": 18}, {"ratings": 2})
+
+
+def test_ratings_of_aspects_that_do_not_count_are_neither_learnt_from_nor_measured_by() -> None:
+    feedback = [*rated(20), *rated(20, aspect="verbosity")]
+    train, held_out, _ = read_sides(feedback, load_config(None, ["reward_model.feedback=ratings"]))
+    assert (counted(train), counted(held_out)) == ({"ratings": 18}, {"ratings": 2})
+    with pytest.raises(DataError, match=r"ratings are of verbosity: name those that count in reward_model\.aspects"):
+        read_sides(rated(20, aspect="verbosity"), load_config(None, ["reward_model.feedback=ratings"]))
+
+
+def test_ties_alone_teach_nothing_until_they_are_asked() -> None:
+    tied = [item.model_copy(update={"ranking": Ranking(ranks=(1, 1, 1))}) for item in ranked(20)]
+    with pytest.raises(DataError, match=r"all are ties.*reward_model\.ties=davidson"):
+        read_sides(tied, load_config(None, []))
+    train, _, _ = read_sides(tied, load_config(None, ["reward_model.ties=davidson"]))
+    assert counted(train) == {"rankings": 18}

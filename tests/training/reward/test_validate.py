@@ -1,6 +1,7 @@
 """Cross-validation: every judgement by a model that has seen none of its group."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,37 @@ def test_every_judgement_is_held_out_once(tmp_path: Path, feedback: str) -> None
     assert told["gate"]["passed"]
     assert told["ratings"]["overall"]["spearman"] > 0.8
     assert abs(told["ratings_by_length"]["shorter prompt"]["overall"]["spearman"]) < 0.5
+
+
+def test_a_fold_that_compares_nothing_has_no_accuracy(tmp_path: Path) -> None:
+    """Only the first three prompts have two answers that were told apart; each fold has one of two groups, or none."""
+    alone = [item for item in choices(60) if item.rating and item.rating.value == 4]
+    told = cross_validate(
+        make_policy_folder(tmp_path / "base"),
+        [*alone, *(item for item in choices(2) if item.ranking)],
+        config=RewardModelConfig(feedback="joint", fit=FIT),
+        folds=3,
+        seed=0,
+        progress=lambda line: None,
+    )
+    assert sorted(one is None for one in told["by_fold"]) == [False, True, True]
+    assert told["pairs"] == 2
+
+
+def test_a_fold_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    def validated(lines: list[str]) -> dict[str, Any]:
+        return cross_validate(
+            make_policy_folder(tmp_path / "base"),
+            choices(60),
+            config=RewardModelConfig(fit=FIT),
+            folds=2,
+            seed=0,
+            progress=lines.append,
+            fits=tmp_path / "fits",
+        )
+
+    first: list[str] = []
+    again: list[str] = []
+    assert validated(first) == validated(again)
+    assert {path.name for path in (tmp_path / "fits").iterdir()} == {"fold_1", "fold_2"}
+    assert len(again) < len(first) or any("goes on" in line for line in again)
