@@ -135,39 +135,61 @@ class Engines:
         self.events.append(f"{group} stopped")
 
 
-def test_a_newer_policys_answers_are_judged_once_and_learnt_from_besides(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (old / "policy").mkdir()
-    told = config(old, "run.take=feedback", "reward_model.refresh=true")
-    new = RunFolder.open(told)
-    take_over(told, new, say=lambda _: None)
-    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+def refreshing(old: Path, new: str = "new") -> tuple[Run, Engines]:
+    """A run about to refresh what it has taken over, and what stands for its engines."""
+    told = config(old, f"run.id={new}", "run.take=feedback", "reward_model.refresh=true")
+    folder = RunFolder.open(told)
+    take_over(told, folder, say=lambda _: None)
+    run = Run(told, folder, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
     run._placement = engines = Engines()  # type: ignore[assignment]
     run._tokenizer = "tokenizer"
+    return run, engines
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose answers annotators were asked about; the first time makes snapshot s2, the next s3."""
     asked: list[str] = []
 
     def collect(*_: Any, sampler: str, **__: Any) -> dict[str, Any]:
         asked.append(sampler)
-        return {"snapshot": "s2", "rows": 7}
+        return {"snapshot": f"s{len(asked) + 1}", "rows": 7}
 
     monkeypatch.setattr(stages, "collect_from_annotators", collect)
+    return asked
+
+
+def test_a_newer_policys_answers_are_judged_once_and_learnt_from_besides(old: Path, asked: list[str]) -> None:
+    (old / "policy").mkdir()
+    run, engines = refreshing(old)
     for _ in range(2):
         run._refresh_feedback()
     assert asked == ["current-policy"]
     assert engines.events == [old / "policy", "ready", "engines stopped"]
-    assert new.read_json("feedback.json") == {"snapshot": "s2", "rows": 7, "refreshed_from": "s"}
-    new.close()
+    assert run.folder.read_json("feedback.json") == {"snapshot": "s2", "rows": 7, "refreshed_from": "s"}
+    run.folder.close()
+
+
+def test_what_a_run_has_refreshed_the_next_one_refreshes_again(old: Path, asked: list[str]) -> None:
+    (old / "policy").mkdir()
+    second, _ = refreshing(old, "second")
+    second._refresh_feedback()
+    second.folder.policy.mkdir()
+    second.folder.close()
+    third, engines = refreshing(second.folder.path, "third")
+    for _ in range(2):
+        third._refresh_feedback()
+    third.folder.close()
+    assert len(asked) == 2
+    assert engines.events == [second.folder.policy, "ready", "engines stopped"]
+    assert third.folder.read_json("feedback.json")["refreshed_from"] == "s2"
 
 
 def test_a_run_without_a_policy_has_nothing_newer(old: Path) -> None:
-    told = config(old, "run.take=feedback", "reward_model.refresh=true")
-    new = RunFolder.open(told)
-    take_over(told, new, say=lambda _: None)
-    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+    run, _ = refreshing(old)
     with pytest.raises(InputError, match="has trained no policy yet"):
         run._refresh_feedback()
-    new.close()
+    run.folder.close()
 
 
 @pytest.mark.parametrize("overrides", [["reward_model.refresh=true"], ["reward_model.refresh=true", "run.from=x"]])
