@@ -13,6 +13,7 @@ from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.rewards.combined import read_keys
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.roles.environment import load_environment
+from rlhf_ray.sqlite import copy_database
 from rlhf_ray.training.run_folder import RunFolder, existing_run, write_whole
 
 TAKEN_OVER = {
@@ -76,5 +77,7 @@ def _copy(old: Path, new: Path) -> None:
         record = json.loads(old.read_text(encoding="utf-8"))
         record.pop("refreshed_from", None)  # the other run's refresh: this one may ask for its own
         write_whole(new, json.dumps(record, indent=2) + "\n")
+    elif old.suffix == ".db":
+        copy_database(old, new)
     else:
         shutil.copy2(old, new)
