@@ -52,7 +52,7 @@ def explain(run: Path, *, worst: int, say: Say) -> dict[str, Any]:
     record, frozen = folder.read_json("reward_model.json"), folder.read_json("feedback.json")
     if record is None or frozen is None:
         raise InputError(f"{run} has trained no reward model of its own; run `rlhf reward` on it first")
-    store = str(config.feedback.store or folder.feedback_db)
+    store = folder.store(config)
     train, held_out, reader = read_sides(read_snapshot(store, frozen["snapshot"]), config, half=record.get("half"))
     wanted, ensemble = config.reward_model, load_ensemble(folder.reward_model)
     learnt, pairs = of_kinds(train, kinds_of(wanted.feedback)), told_by(held_out, wanted.feedback)
