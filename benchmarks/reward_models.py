@@ -34,10 +34,10 @@ from rlhf_ray.feedback.schema import Answer, Comment, Feedback, Ranking, Rating,
 from rlhf_ray.models.folder import quiet_transformers
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.dialogue import DialogueRecipe
+from rlhf_ray.training.frozen import read_frozen
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.learn import learn, learnable_of
 from rlhf_ray.training.reward.measure import margins_of
-from rlhf_ray.training.reward.stage import read_snapshot
 from rlhf_ray.training.run_folder import existing_run
 from rlhf_ray.types import Prompt
 
@@ -77,9 +77,8 @@ class World:
         self.recipe, self.base, self.rng, self.seed = recipe, folder.base_policy, random.Random(seed), seed
         answers: dict[str, dict[str, None]] = {}
         prompts: dict[str, Prompt] = {}
-        for item in read_snapshot(
-            str(config.feedback.store or folder.feedback_db), folder.read_json("feedback.json")["snapshot"]
-        ):
+        snapshot = folder.read_json("feedback.json")["snapshot"]
+        for item in read_frozen(folder.store(config), snapshot, config=config, say=print):
             prompts[item.prompt_id] = item.prompt
             answers.setdefault(item.prompt_id, {}).update(dict.fromkeys(answer.text for answer in item.answers))
         several = {prompt: list(texts) for prompt, texts in answers.items() if len(texts) >= 4}

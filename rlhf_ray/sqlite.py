@@ -6,7 +6,7 @@ writes says so at its start (`BEGIN IMMEDIATE`), so that none is refused halfway
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, MetaData, Table, create_engine, event, make_url
@@ -101,6 +101,19 @@ def open_engine(path: Path, *, read_only: bool = False) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """All that is committed, from a file that others may be writing: what is still in its log is not in the file."""
+    target.unlink(missing_ok=True)
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading,
+            closing(sqlite3.connect(target)) as writing,
+        ):
+            reading.backup(writing)
+    except sqlite3.Error as error:
+        raise DataError(f"{source} cannot be copied ({error}): mend that, or restore it from a copy") from None
 
 
 def append_only(table: Table) -> None:

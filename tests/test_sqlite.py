@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, insert, select
 
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
-from rlhf_ray.sqlite import Database, append_only, file_of, open_engine
+from rlhf_ray.sqlite import Database, append_only, copy_database, file_of, open_engine
 
 metadata = MetaData()
 kept = Table("kept", metadata, Column("id", Integer, primary_key=True), Column("word", Text, nullable=False))
@@ -51,6 +51,19 @@ def test_commits_are_durable_and_what_is_purged_is_overwritten(database: Databas
             for name in ("synchronous", "journal_mode", "secure_delete", "foreign_keys")
         }
     assert pragmas == {"synchronous": 2, "journal_mode": "wal", "secure_delete": 1, "foreign_keys": 1}
+
+
+def test_a_copy_has_what_is_in_the_log_and_replaces_what_a_killed_one_left(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "copy.db").write_bytes(b"half a file")
+    copy_database(database.path, tmp_path / "copy.db")  # the database is open: nothing was folded into its file yet
+    with sqlite3.connect(tmp_path / "copy.db") as copied:
+        assert copied.execute("SELECT word FROM kept").fetchall() == [("first",)]
+
+
+def test_what_is_no_database_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"no database" * 99)
+    with pytest.raises(DataError, match=r"x\.db cannot be copied"):
+        copy_database(tmp_path / "x.db", tmp_path / "copy.db")
 
 
 def test_who_only_reads_cannot_write(database: Database) -> None:

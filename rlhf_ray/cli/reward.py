@@ -40,7 +40,7 @@ def train(
 
     A policy that has learnt says what the reward model has not seen judged. `rlhf reward --refresh run.id=NEW
     run.from=runs/OLD` samples OLD's policy, has its answers judged, and learns from both (people's judgements: from
-    what is in the store by now).
+    what is in OLD's store and in its own by now).
     """
     more = ["run.take=feedback", "reward_model.refresh=true"] if refresh else []
     run_until(load(config, [*(overrides or []), *more]), "reward_model")

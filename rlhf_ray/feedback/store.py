@@ -276,6 +276,17 @@ class FeedbackStore:
         with self.reading() as connection:
             return sorted(_snapshots(connection).values(), key=lambda snapshot: snapshot.id)
 
+    def members(self, snapshot_id: str) -> set[str]:
+        """The ids of what a snapshot holds and was not erased since; none where there is no such snapshot."""
+        members = tables.snapshot_rows.c
+        query = (
+            select(tables.feedback.c.id)
+            .join(tables.snapshot_rows, members.seq == tables.feedback.c.seq)
+            .where(members.snapshot_id == snapshot_id)
+        )
+        with self.reading() as connection:
+            return set(connection.execute(query).scalars())
+
     def read(self, snapshot_id: str) -> Iterator[Feedback]:
         """A snapshot's feedback, its hash checked before the first row is handed out."""
         members = tables.snapshot_rows

@@ -1,7 +1,9 @@
 """Before a run's first stage: models that can be used, and what another run has to give."""
 
+import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
@@ -11,7 +13,8 @@ from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.rewards.combined import read_keys
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.roles.environment import load_environment
-from rlhf_ray.training.run_folder import RunFolder, existing_run
+from rlhf_ray.sqlite import copy_database
+from rlhf_ray.training.run_folder import RunFolder, existing_run, write_whole
 
 TAKEN_OVER = {
     "base_policy": ("pretrained", "base_policy", "base.json"),
@@ -58,13 +61,23 @@ def take_over(config: Config, folder: RunFolder, *, say: Callable[[str], None]) 
         if old.exists() and not new.exists():
             part = folder.path / f".{name}.part"
             shutil.rmtree(part, ignore_errors=True)
-            if old.is_dir():
-                shutil.copytree(old, part)
-            else:
-                shutil.copy2(old, part)
+            _copy(old, part)
             part.rename(new)
             taken.append(name)
     if not folder.base_policy.exists():
         raise InputError(f"run.from={config.run.from_} has no base policy yet; run its command again first")
     if taken:
         say(f"from {source.path}: {', '.join(taken)}")
+
+
+def _copy(old: Path, new: Path) -> None:
+    if old.is_dir():
+        shutil.copytree(old, new)
+    elif old.name == "feedback.json":
+        record = json.loads(old.read_text(encoding="utf-8"))
+        record.pop("refreshed_from", None)  # the other run's refresh: this one may ask for its own
+        write_whole(new, json.dumps(record, indent=2) + "\n")
+    elif old.suffix == ".db":
+        copy_database(old, new)
+    else:
+        shutil.copy2(old, new)

@@ -28,13 +28,21 @@ def collect_from_people(store: FeedbackStore, recipe: PreferencesRecipe, config:
     return _freeze(store, say=say)
 
 
-def collect_again(store: FeedbackStore, *, before: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Freezes what people have said by now; `DataError` where that is no more than `before`."""
+def bring_over(store: FeedbackStore, *, older: str, snapshot: str) -> set[str]:
+    """Adds what another run's store holds by now; the ids of what that run has learnt from, a snapshot of it."""
+    with FeedbackStore(older, read_only=True) as theirs:
+        if theirs.name != store.name:
+            store.add_all(theirs.counted())
+        return theirs.members(snapshot)
+
+
+def collect_again(store: FeedbackStore, *, known: set[str], say: Say) -> dict[str, Any]:
+    """Freezes what people have said by now; `DataError` where that is nothing but what is `known`, by id."""
     found = _freeze(store, say=say)
-    if found["rows"] <= before["rows"]:
+    if store.members(found["snapshot"]) <= known:
         raise DataError(
-            f"{store.name} holds nothing that snapshot {before['snapshot']} does not: have people judge the newer "
-            "policy's answers first (rlhf feedback ask)"
+            f"{store.name} holds nothing that run.from has not learnt from: have people judge its policy's answers "
+            "(rlhf feedback ask), into this store or into that of run.from, and run the same command again"
         )
     return found
 

@@ -17,9 +17,9 @@ from rlhf_ray.config import Config, DirectConfig
 from rlhf_ray.data.splits import split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Feedback, Scale
-from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.policy import encode_exchange, load_policy, load_tokenizer, save_policy
 from rlhf_ray.training.fit import Batch, fit
+from rlhf_ray.training.frozen import read_frozen
 from rlhf_ray.training.sft import IGNORED, NextToken, Tokens
 from rlhf_ray.types import Exchange, Prompt
 
@@ -131,8 +131,7 @@ def make_direct_policy(
 
     A broken-off fit goes on from its checkpoints in `fits`.
     """
-    with FeedbackStore(store, read_only=True) as opened:
-        feedback = list(opened.read(snapshot))
+    feedback = read_frozen(store, snapshot, config=config, say=print)
     tokenizer, policy = load_tokenizer(base, context=config.model.context), load_policy(base)
     ratios = Ratios(load_policy(base), int(tokenizer.pad_token_id))
     objective: VerdictLoss | ChoiceLoss

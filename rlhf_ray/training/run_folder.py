@@ -68,6 +68,10 @@ class RunFolder:
         write_whole(saved, dump_config(config))
         return folder
 
+    def store(self, config: Config) -> str:
+        """Where the feedback of this run, whose config that is, lies."""
+        return str(config.feedback.store or self.feedback_db)
+
     @property
     def wanted_generators(self) -> int | None:
         """How many somebody asked for while the run goes on, or before it was resumed; None: as the config says."""

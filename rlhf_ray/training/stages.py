@@ -23,7 +23,7 @@ from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
 from rlhf_ray.training.beginning import check_models, take_over
-from rlhf_ray.training.collect import collect_again, collect_from_annotators, collect_from_people
+from rlhf_ray.training.collect import bring_over, collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.direct import make_direct_policy
 from rlhf_ray.training.improve import improve
@@ -210,7 +210,14 @@ class Run:
     @property
     def _store(self) -> str:
         """Where this run's feedback lies."""
-        return str(self.config.feedback.store or self.folder.feedback_db)
+        return self.folder.store(self.config)
+
+    @property
+    def _older_store(self) -> str:
+        """Where that of `run.from` lies, or this run's own where that one has none to give."""
+        assert self.config.run.from_ is not None, "the config sees to that"
+        source, config = existing_run(self.config.run.from_)
+        return self._store if source.read_json("feedback.json") is None else source.store(config)
 
     def _collect_feedback(self) -> None:
         """Asks the people, or the recipe's annotators, once, and freezes what they said."""
@@ -234,8 +241,10 @@ class Run:
             return
         newer = self.newer_policy()
         with self._timed("refreshed_feedback"), FeedbackStore(self._store) as store:
+            # not only at take_over: `feedback.store` may be another one, and people may have judged into theirs since
+            known = bring_over(store, older=self._older_store, snapshot=before["snapshot"])
             if isinstance(self.recipe, PreferencesRecipe):
-                record = collect_again(store, before=before, say=self.say)
+                record = collect_again(store, known=known, say=self.say)
             else:
                 generators = self.placement.start_generators(newer, weights_step=0, say=self.say)
                 self.placement.wait_ready(say=self.say)

@@ -191,6 +191,15 @@ def test_a_snapshot_stays_as_it_was_while_the_store_grows(database: Path) -> Non
         assert [known.id for known in store.snapshots()] == ["first"]
 
 
+def test_who_is_in_a_snapshot_is_told_without_its_rows(database: Path) -> None:
+    with FeedbackStore(database) as store:
+        ids = store.add([make_feedback("p1"), make_feedback("p2")])
+        snapshot = store.freeze()
+        store.add([make_feedback("p3")])
+        assert store.members(snapshot.id) == set(ids)
+        assert store.members("another") == set()
+
+
 def test_a_snapshot_is_named_by_its_hash_and_freezing_twice_gives_the_same(database: Path) -> None:
     with FeedbackStore(database) as store:
         store.add([make_feedback()])

@@ -6,9 +6,11 @@ import pytest
 
 from rlhf_ray.config import Config, load_config
 from rlhf_ray.errors import ConfigError, InputError, ModelError
+from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.training.beginning import check_models, take_over
 from rlhf_ray.training.run_folder import RunFolder
 from tests.models.tiny import make_policy_folder
+from tests.recipes.test_preferences import make_pair
 
 
 def config(old: Path, *overrides: str) -> Config:
@@ -33,6 +35,14 @@ def test_what_the_base_policy_was_before_it_imitated_goes_with_it(old: Path) -> 
 
 def test_or_only_the_stages_up_to_one(old: Path) -> None:
     assert taken(old, "run.take=feedback") == {"base_policy", "feedback.json"}
+
+
+def test_feedback_that_is_still_in_the_stores_log_is_taken_over_too(old: Path) -> None:
+    with FeedbackStore(old / "feedback.db") as live:
+        live.add([make_pair(1)])
+        assert taken(old, "run.take=feedback") == {"base_policy", "feedback.db", "feedback.json"}
+        with FeedbackStore(old.parent / "new" / "feedback.db", read_only=True) as copied:
+            assert copied.count() == 1
 
 
 def test_a_run_without_a_base_policy_has_nothing_to_give(old: Path) -> None:

@@ -9,7 +9,7 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.recipes.dialogue import DialogueRecipe
 from rlhf_ray.recipes.preferences import PreferencesRecipe
-from rlhf_ray.training.collect import collect_again, collect_from_annotators, collect_from_people
+from rlhf_ray.training.collect import bring_over, collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.types import Exchange, GenerationRequest, Rollout, Sampling
 from tests.recipes.test_preferences import make_pair
 from tests.training.fakes import Roles, Tokenizer
@@ -82,10 +82,32 @@ def test_only_the_training_side_of_peoples_choices_is_stored(tmp_path: Path) -> 
 
 
 def test_what_people_have_said_since_is_frozen_and_where_that_is_nothing_it_is_an_error(tmp_path: Path) -> None:
-    recipe = PreferencesRecipe([make_pair("a")], [make_pair("b")], described="two pairs")
+    recipe = PreferencesRecipe([make_pair(1)], [make_pair(2)], described="two pairs")
     with FeedbackStore(tmp_path / "s.db") as store:
         before = collect_from_people(store, recipe, config(), say=lambda _: None)
-        with pytest.raises(DataError, match="have people judge the newer policy's answers"):
-            collect_again(store, before=before, say=lambda _: None)
-        store.add([make_pair("c")])
-        assert collect_again(store, before=before, say=lambda _: None)["rows"] == 2
+        known = store.members(before["snapshot"])
+        with pytest.raises(DataError, match="have people judge its policy's answers"):
+            collect_again(store, known=known, say=lambda _: None)
+        store.add([make_pair(3)])
+        assert collect_again(store, known=known, say=lambda _: None)["rows"] == 2
+
+
+def test_what_another_run_has_and_does_not_exclude_is_brought_over_once(tmp_path: Path) -> None:
+    learnt, since, excluded = make_pair(1), make_pair(2), make_pair(3)
+    with FeedbackStore(tmp_path / "old.db") as older:
+        older.add([learnt])
+        snapshot = older.freeze().id
+        older.add([since, excluded])
+        older.flag("feedback", [excluded.id], reason="a slip", by="us")
+    with FeedbackStore(tmp_path / "new.db") as store:
+        for _ in range(2):
+            assert bring_over(store, older=str(tmp_path / "old.db"), snapshot=snapshot) == {learnt.id}
+        assert list(store.iter()) == [learnt, since]
+
+
+def test_a_store_that_both_runs_share_is_left_as_it_is(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.db") as store:
+        store.add([first := make_pair(1)])
+        snapshot = store.freeze().id
+        assert bring_over(store, older=str(tmp_path / "s.db"), snapshot=snapshot) == {first.id}
+        assert store.count() == 1

@@ -12,6 +12,7 @@ from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.policy import encode_exchange, load_policy, load_tokenizer
 from rlhf_ray.training.direct import ChoiceLoss, Ratios, VerdictLoss, choices, make_direct_policy, verdicts
+from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 from tests.training.fakes import loss_and_terms
@@ -78,6 +79,19 @@ def test_good_answers_become_likelier_than_bad_ones(base: Path, tmp_path: Path, 
     assert record["judgements"] > 20
     assert record["validation_loss"] <= record["curve"][0]["val_loss"]
     assert log_ratio(tmp_path / "policy", base, GOOD) > log_ratio(tmp_path / "policy", base, BAD) + 1.0
+
+
+def test_what_the_policy_will_be_measured_on_is_not_learnt_from(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = config("dpo", "direct.max_epochs=1", "data.prompts=40", "data.held_out=8")
+    groups = {prompt.group for prompt in make_recipe(wanted).held_out_prompts}
+    measured = [ranking(40, GOOD, BAD).model_copy(update={"id": group, "group": group}) for group in groups]
+    with FeedbackStore(tmp_path / "f.db") as store:
+        store.add([*judged("dpo"), *measured])
+        snapshot = store.freeze()
+    make_direct_policy(wanted, base, tmp_path / "policy", store=str(tmp_path / "f.db"), snapshot=snapshot.id)
+    assert "8 of 38 rows of feedback are left out" in capsys.readouterr().out
 
 
 def test_before_anything_is_learnt_the_losses_are_those_of_indifference(base: Path) -> None:

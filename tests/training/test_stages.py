@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from rlhf_ray.config import Config, load_config
-from rlhf_ray.errors import ConfigError, InfrastructureError, InputError
+from rlhf_ray.errors import ConfigError, DataError, InfrastructureError, InputError
+from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.training import stages
 from rlhf_ray.training.beginning import take_over
 from rlhf_ray.training.run_folder import RunFolder
 from rlhf_ray.training.stages import Run, run_stages
+from tests.recipes.test_preferences import make_pair
 
 
 def config(old: Path, *overrides: str) -> Config:
@@ -135,39 +138,121 @@ class Engines:
         self.events.append(f"{group} stopped")
 
 
-def test_a_newer_policys_answers_are_judged_once_and_learnt_from_besides(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (old / "policy").mkdir()
-    told = config(old, "run.take=feedback", "reward_model.refresh=true")
-    new = RunFolder.open(told)
-    take_over(told, new, say=lambda _: None)
-    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+def refreshing(old: Path, *overrides: str, recipe: Any = None) -> tuple[Run, Engines]:
+    """A run about to refresh what it has taken over, and what stands for its engines."""
+    told = config(old, "run.take=feedback", "reward_model.refresh=true", *overrides)
+    folder = RunFolder.open(told)
+    take_over(told, folder, say=lambda _: None)
+    run = Run(told, folder, recipe=recipe, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
     run._placement = engines = Engines()  # type: ignore[assignment]
     run._tokenizer = "tokenizer"
+    return run, engines
+
+
+@pytest.fixture
+def judged(old: Path) -> Path:
+    """The folder of a run that has learnt from two judgements, s, and trained a policy."""
+    (old / "policy").mkdir()
+    with FeedbackStore(old / "feedback.db") as store:
+        store.add([make_pair(1), make_pair(2)])
+        store.freeze("s")
+    RunFolder(old).write_json("feedback.json", {"snapshot": "s", "rows": 2})
+    return old
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose answers annotators were asked about; the first time makes snapshot s2, the next s3."""
     asked: list[str] = []
 
     def collect(*_: Any, sampler: str, **__: Any) -> dict[str, Any]:
         asked.append(sampler)
-        return {"snapshot": "s2", "rows": 7}
+        return {"snapshot": f"s{len(asked) + 1}", "rows": 7}
 
     monkeypatch.setattr(stages, "collect_from_annotators", collect)
+    return asked
+
+
+def test_a_newer_policys_answers_are_judged_once_and_learnt_from_besides(judged: Path, asked: list[str]) -> None:
+    run, engines = refreshing(judged)
     for _ in range(2):
         run._refresh_feedback()
     assert asked == ["current-policy"]
-    assert engines.events == [old / "policy", "ready", "engines stopped"]
-    assert new.read_json("feedback.json") == {"snapshot": "s2", "rows": 7, "refreshed_from": "s"}
-    new.close()
+    assert engines.events == [judged / "policy", "ready", "engines stopped"]
+    assert run.folder.read_json("feedback.json") == {"snapshot": "s2", "rows": 7, "refreshed_from": "s"}
+    run.folder.close()
+
+
+def test_what_a_run_has_refreshed_the_next_one_refreshes_again(judged: Path, asked: list[str]) -> None:
+    second, _ = refreshing(judged, "run.id=second")
+    second._refresh_feedback()
+    second.folder.policy.mkdir()
+    second.folder.close()
+    third, engines = refreshing(second.folder.path, "run.id=third")
+    for _ in range(2):
+        third._refresh_feedback()
+    third.folder.close()
+    assert len(asked) == 2
+    assert engines.events == [second.folder.policy, "ready", "engines stopped"]
+    assert third.folder.read_json("feedback.json")["refreshed_from"] == "s2"
+
+
+@pytest.mark.parametrize("own_store", [True, False])
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_refresh_learns_from_what_the_older_run_learnt_from_too_wherever_it_lies(
+    judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_store: bool, simulated: bool
+) -> None:
+    def annotators(store: FeedbackStore, *_: Any, **__: Any) -> dict[str, Any]:
+        store.add([make_pair(4)])
+        return {"snapshot": store.freeze().id}
+
+    monkeypatch.setattr(stages, "collect_from_annotators", annotators)
+    other = tmp_path / ("new/feedback.db" if own_store else "service.db")
+    people = PreferencesRecipe([make_pair(1)], [make_pair(9)], described="")
+    run, _ = refreshing(
+        judged, *([] if own_store else [f"feedback.store={other}"]), recipe=None if simulated else people
+    )
+    with FeedbackStore(other) as store:
+        store.add([make_pair(3)])  # fewer than the older run has
+    run._refresh_feedback()
+    run.folder.close()
+    with FeedbackStore(other, read_only=True) as store:
+        prompts = {item.prompt_id for item in store.read(run.folder.read_json("feedback.json")["snapshot"])}
+    assert prompts == {"p1", "p2", "p3", *(["p4"] if simulated else [])}
+
+
+def test_a_refresh_without_news_succeeds_once_people_have_judged_into_the_older_runs_store(judged: Path) -> None:
+    people = PreferencesRecipe([make_pair(1)], [make_pair(9)], described="")
+    run, _ = refreshing(judged, recipe=people)
+    with pytest.raises(DataError, match="run the same command again"):
+        run._refresh_feedback()
+    run.folder.close()
+    with FeedbackStore(judged / "feedback.db") as store:
+        store.add([make_pair(3)])
+    again, _ = refreshing(judged, recipe=people)
+    again._refresh_feedback()
+    again.folder.close()
+    assert again.folder.read_json("feedback.json")["rows"] == 3
+
+
+def test_a_refresh_needs_no_feedback_of_the_older_run(judged: Path) -> None:
+    for name in ("feedback.db", "feedback.json"):
+        (judged / name).unlink()
+    people = PreferencesRecipe([make_pair(1)], [make_pair(9)], described="")
+    run, _ = refreshing(judged, recipe=people)
+    run._collect_feedback()
+    with FeedbackStore(run.folder.feedback_db) as store:
+        store.add([make_pair(2)])
+    run._refresh_feedback()
+    run.folder.close()
+    assert run.folder.read_json("feedback.json")["rows"] == 2
 
 
 def test_a_run_without_a_policy_has_nothing_newer(old: Path) -> None:
-    told = config(old, "run.take=feedback", "reward_model.refresh=true")
-    new = RunFolder.open(told)
-    take_over(told, new, say=lambda _: None)
-    run = Run(told, new, recipe=None, stopping=None, say=lambda _: None, stack=ExitStack())  # type: ignore[arg-type]
+    run, _ = refreshing(old)
     with pytest.raises(InputError, match="has trained no policy yet"):
         run._refresh_feedback()
-    new.close()
+    run.folder.close()
 
 
 @pytest.mark.parametrize("overrides", [["reward_model.refresh=true"], ["reward_model.refresh=true", "run.from=x"]])

@@ -20,12 +20,13 @@ from rlhf_ray.errors import InputError
 from rlhf_ray.models.ensemble import load_ensemble
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.training.fit import Batch
+from rlhf_ray.training.frozen import read_frozen
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.learn import learnable_of
 from rlhf_ray.training.reward.linear import Line
 from rlhf_ray.training.reward.measure import Scoring, margins_of, told_by
 from rlhf_ray.training.reward.objective import judged, judgements_of
-from rlhf_ray.training.reward.stage import read_sides, read_snapshot
+from rlhf_ray.training.reward.stage import read_sides
 from rlhf_ray.training.run_folder import existing_run
 from rlhf_ray.types import Exchange
 
@@ -53,11 +54,11 @@ def explain(run: Path, *, worst: int, say: Say) -> dict[str, Any]:
     record, frozen = folder.read_json("reward_model.json"), folder.read_json("feedback.json")
     if record is None or frozen is None:
         raise InputError(f"{run} has trained no reward model of its own; run `rlhf reward` on it first")
-    store = str(config.feedback.store or folder.feedback_db)
     if "settings" in record:  # of the run that trained it, which may be another: its split is what counts here
         settings = RewardModelConfig.model_validate(record["settings"])
         config = config.model_copy(update={"seed": record["seed"], "reward_model": settings})
-    train, held_out, reader = read_sides(read_snapshot(store, frozen["snapshot"]), config, half=record.get("half"))
+    feedback = read_frozen(folder.store(config), frozen["snapshot"], config=config, say=say)
+    train, held_out, reader = read_sides(feedback, config, half=record.get("half"))
     wanted, ensemble = config.reward_model, load_ensemble(folder.reward_model)
     learnt, pairs = learnable_of(train, wanted, seed=config.seed), told_by(held_out, wanted)
     if not pairs:

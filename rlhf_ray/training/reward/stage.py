@@ -12,11 +12,11 @@ from rlhf_ray.data.reading import Reader, of_aspects
 from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.errors import DataError
 from rlhf_ray.feedback.schema import Feedback
-from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.ensemble import load_ensemble
 from rlhf_ray.recipes.annotators import TIE
 from rlhf_ray.recipes.base import Recipe
 from rlhf_ray.roles.ranks import rank_and_count
+from rlhf_ray.training.frozen import read_frozen
 from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
@@ -42,14 +42,14 @@ def make_reward_model(
     accuracy on what the annotators said stands beside it; otherwise what people said is all there is.
     """
     wanted = config.reward_model
-    feedback = read_snapshot(store, snapshot)
-    train, held_out, reader = read_sides(feedback, config, half=half)
     first = rank_and_count()[0] == 0
     say = print if first else _nothing
+    feedback = read_frozen(store, snapshot, config=config, say=say)
+    train, held_out, reader = read_sides(feedback, config, half=half)
+    counting = of_aspects(feedback, wanted.aspects)
     if wanted.cross_validation:  # whose complaint would come hours later
-        folds_by_group(feedback, group=lambda item: item.group, folds=wanted.cross_validation, seed=config.seed)
-    others = len(feedback) - len(of_aspects(feedback, wanted.aspects))
-    if others:
+        folds_by_group(counting, group=lambda item: item.group, folds=wanted.cross_validation, seed=config.seed)
+    if others := len(feedback) - len(counting):
         say(f"reward model: {others} ratings of other aspects than {', '.join(wanted.aspects)} are left out")
     said = ", ".join(f"{n} {kind}" for kind, n in counted(learnable(train, wanted)).items())
     judging = len(told_by(held_out, wanted))
@@ -96,7 +96,7 @@ def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: s
     """`reward_model.json`'s `cross_validation`: reward models of all folds judged on what each has not seen."""
     validated = cross_validate(
         base,
-        read_snapshot(store, snapshot),
+        read_frozen(store, snapshot, config=config, say=print),
         config=config.reward_model,
         folds=config.reward_model.cross_validation,
         seed=config.seed,
@@ -104,12 +104,6 @@ def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: s
         fits=fits,
     )
     return {**validated, **{name: validated[name]["accuracy"] for name in ("longer", "shorter")}}
-
-
-def read_snapshot(store: str, snapshot: str) -> list[Feedback]:
-    """What was frozen."""
-    with FeedbackStore(store, read_only=True) as opened:
-        return list(opened.read(snapshot))
 
 
 def read_sides(

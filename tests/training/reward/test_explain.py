@@ -18,6 +18,7 @@ from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.registry import Registry
 from rlhf_ray.models.reward import RewardModel, new_reward_model
 from rlhf_ray.training.beginning import take_over
+from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.report import write_report
 from rlhf_ray.training.reward.explain import Question, explain, mistakes, table
 from rlhf_ray.training.reward.stage import make_reward_model
@@ -96,7 +97,7 @@ def test_the_worst_mistakes_come_first_and_once_a_prompt(reward_model: RewardMod
 
 
 def make_run(tmp_path: Path, feedback: Sequence[Feedback] | None = None, *more: str) -> Path:
-    """A run whose reward model, an ensemble of two, has learnt from its own store."""
+    """A run whose reward model, an ensemble of two, has learnt from its own store, less what measures the policy."""
     settings = [
         f"run.root={tmp_path}",
         "run.id=mine",
@@ -113,7 +114,8 @@ def make_run(tmp_path: Path, feedback: Sequence[Feedback] | None = None, *more: 
     if feedback is None:
         feedback = [as_feedback(item) for item in choices(120, seed=0) if isinstance(item, Ordered)]
     with FeedbackStore(folder.feedback_db) as store:
-        store.add(feedback)
+        [measured] = make_recipe(config).held_out_prompts
+        store.add([*feedback, feedback[0].model_copy(update={"id": "measured", "group": measured.group})])
         snapshot = store.freeze()
     folder.write_json("feedback.json", {"snapshot": snapshot.id, "sha256": snapshot.sha256, "rows": snapshot.rows})
     make_policy_folder(folder.base_policy)
