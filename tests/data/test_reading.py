@@ -149,6 +149,20 @@ def test_who_rates_the_wrong_way_round_counts_for_nothing() -> None:
     assert {item.annotator for item in Reader(items).read(items)} == {"ann", "bob", "cat"}
 
 
+def test_who_rates_an_aspect_the_wrong_way_round_counts_for_nothing_though_another_is_commoner() -> None:
+    rng, items = random.Random(1), []
+    for n in range(70):
+        quality = rng.uniform(1, 5)
+        items += [stars("x", quality, prompt=str(n), who=who) for who in ("ann", "bob", "cat")]
+        if n < 60:
+            for who in ("ann", "bob", "cat", "foe"):
+                value = 6 - quality if who == "foe" else quality
+                items.append(said("x", prompt=str(n), who=who, rating=Rating(value=value, aspect="tone")))
+    found = reliabilities(items)
+    assert found["foe"].ratings == 0
+    assert found["ann"].ratings == pytest.approx(1, abs=0.01)
+
+
 def commented(n: int, *, rated: bool, start: int = 0) -> list[Feedback]:
     items = []
     for number in range(start, start + n):
