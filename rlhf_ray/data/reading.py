@@ -1,6 +1,7 @@
 """How a pile of feedback is read: whose word counts for how much, what their numbers mean, what their words are worth.
 
-All of it is learnt from the side that is trained on, and nothing of it from what is held out.
+All of it is learnt from the side that is trained on, and nothing of it from what is held out, nor from whose ratings
+count for nothing.
 """
 
 import math
@@ -54,10 +55,11 @@ class Reader:
         which a choice has to be won, where people said how much better the better one is.
         """
         self.reliability = reliabilities(train) if weigh else {}
-        self._lines, self._everybody = _lines(train)
+        raters = [item for item in train if self._trust(item.annotator).ratings > 0]
+        self._lines, self._everybody = _lines(raters)
         strengths = [item.ranking.strength for item in train if item.ranking and item.ranking.strength]
         self._a_strength = margin / statistics.fmean(strengths) if strengths and margin else 0.0
-        self.words = self._learn_words(train)
+        self.words = self._learn_words(raters)
 
     def read(self, feedback: Iterable[Feedback], *, all_comments: bool = False) -> list[Judgement]:
         """Judgements in the order of the feedback, comments last.
@@ -68,8 +70,11 @@ class Reader:
         read = [judgement for item in feedback for judgement in self._read(item)]
         return read + self._read_comments(feedback, every=all_comments)
 
+    def _trust(self, annotator: str) -> Reliability:
+        return self.reliability.get(annotator, Reliability(1.0, 1.0))
+
     def _read(self, item: Feedback) -> Iterator[Judgement]:
-        who = self.reliability.get(item.annotator, Reliability(1.0, 1.0))
+        who = self._trust(item.annotator)
         if item.ranking is not None:
             if who.choices and (ordered := self._read_ranking(item, who.choices)):
                 yield ordered
@@ -112,9 +117,9 @@ class Reader:
         line = self._lines.get((annotator, scale)) or self._everybody.get(scale)
         return None if line is None else (rating.value - line.mean) / line.std
 
-    def _learn_words(self, train: Sequence[Feedback]) -> CommentModel | None:
+    def _learn_words(self, raters: Sequence[Feedback]) -> CommentModel | None:
         """From answers of which one person gave both; None where those are too few."""
-        words, marks = _words(train), self._marks(train)
+        words, marks = _words(raters), self._marks(raters)
         both = [key for key in words if key in marks]
         if len(both) < ENOUGH:
             return None
@@ -146,10 +151,10 @@ class Reader:
                 target,
                 kind="comments",
                 annotator=who,
-                weight=certainty * self.reliability.get(who, Reliability(1.0, 1.0)).ratings,
+                weight=certainty * self._trust(who).ratings,
             )
             for (prompt, text, who), target, certainty in zip(wanted, worth, sure, strict=True)
-            if certainty > 0
+            if certainty * self._trust(who).ratings > 0
         ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.data.judgements import Ordered, Rated, Thumbed, counted
+from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, counted
 from rlhf_ray.data.reading import Reader, reliabilities
 from rlhf_ray.feedback.schema import Answer, Comment, Feedback, Ranking, Rating
 from rlhf_ray.types import Message
@@ -163,13 +163,15 @@ def test_who_rates_an_aspect_the_wrong_way_round_counts_for_nothing_though_anoth
     assert found["ann"].ratings == pytest.approx(1, abs=0.01)
 
 
-def commented(n: int, *, rated: bool, start: int = 0) -> list[Feedback]:
+def commented(n: int, *, rated: bool, start: int = 0, who: str = "ann") -> list[Feedback]:
     items = []
     for number in range(start, start + n):
         good = number % 2 == 0
-        items.append(said("x", prompt=str(number), comment=Comment(text="Great, thanks!" if good else "Rude.")))
+        items.append(
+            said("x", prompt=str(number), who=who, comment=Comment(text="Great, thanks!" if good else "Rude."))
+        )
         if rated:
-            items.append(stars("x", 5 if good else 1, prompt=str(number)))
+            items.append(stars("x", 5 if good else 1, prompt=str(number), who=who))
     return items
 
 
@@ -182,6 +184,33 @@ def test_words_alone_are_worth_what_others_gave_with_such_words() -> None:
     assert {round(item.target, 1) for item in weak if isinstance(item, Rated)} == {-1.0, 1.0}
     assert all(0.8 < item.weight <= 1 for item in weak)
     assert counted(reader.read(known, all_comments=True)) == {"ratings": 40, "comments": 40}
+
+
+def test_who_counts_for_nothing_teaches_neither_lines_nor_words() -> None:
+    items = [item for who in ("bob", "cat") for item in commented(40, rated=True, who=who)] + commented(40, rated=True)
+    foe = []
+    for number in range(40):  # the same words, the wrong way round, about other answers too, and always harshly
+        good = number % 2 == 0
+        foe.append(stars("x", 1 if good else 4, prompt=str(number), who="foe"))
+        for text in ("x", "y"):
+            foe.append(
+                said(text, prompt=str(number), who="foe", comment=Comment(text="Great, thanks!" if good else "Rude."))
+            )
+        foe.append(stars("y", 1 if good else 2, prompt=str(number), who="foe"))
+    alone, among = Reader(items), Reader([*items, *foe])
+    assert among.reliability["foe"].ratings == 0
+    new = stars("x", 5, who="new")
+    asked = [*items, new]
+    assert [_said_of(item) for item in among.read(asked)] == [_said_of(item) for item in alone.read(asked)]
+    assert alone.words is not None
+    assert among.words is not None
+    assert among.words.read(["Great, thanks!", "Rude."]) == alone.words.read(["Great, thanks!", "Rude."])
+    assert {item.annotator for item in among.read([*foe, new], all_comments=True)} == {"new"}
+
+
+def _said_of(item: Judgement) -> tuple[str, str, float]:
+    assert isinstance(item, Rated)
+    return item.annotator, item.response, item.target
 
 
 def test_words_that_nobody_rated_are_left_out() -> None:
