@@ -18,7 +18,7 @@ from rlhf_ray.feedback.quality import Person, quality_of
 from rlhf_ray.feedback.schema import Feedback, Rating
 
 EARLIER_RATINGS = 10.0
-"""How many ratings of everybody's somebody's own line starts with."""
+"""How many ratings of everybody's somebody's own line starts with; and how many choices what they call much better."""
 LEAST_STD = 1e-3
 """Of somebody's ratings; who gives everything the same mark would otherwise be infinitely loud."""
 
@@ -51,14 +51,14 @@ class Reader:
     """Turns feedback into judgements to learn from."""
 
     def __init__(self, train: Sequence[Feedback], *, weigh: bool = True, margin: float = 0.0) -> None:
-        """train: what is learnt from. weigh: count people by how far they can be relied on. margin: mean log-odds by
-        which a choice has to be won, where people said how much better the better one is.
+        """train: what is learnt from. weigh: count people by how far they can be relied on. margin: log-odds by
+        which a choice has to be won whose better answer is, to the annotator, as much better as usual, where they said.
         """
         self.reliability = reliabilities(train) if weigh else {}
         raters = [item for item in train if self._trust(item.annotator).ratings > 0]
         self._lines, self._everybody = _lines(raters)
-        strengths = [item.ranking.strength for item in train if item.ranking and item.ranking.strength]
-        self._a_strength = margin / statistics.fmean(strengths) if strengths and margin else 0.0
+        self._margin = margin
+        self._usual_of, self._usual = _strengths(item for item in train if self._trust(item.annotator).choices > 0)
         self.words = self._learn_words(raters)
 
     def read(self, feedback: Iterable[Feedback], *, all_comments: bool = False) -> list[Judgement]:
@@ -106,11 +106,15 @@ class Reader:
             item.prompt,
             texts,
             tuple(best.values()),
-            margin=self._a_strength * (item.ranking.strength or 0.0),
+            margin=self._margin_of(item.annotator, item.ranking.strength),
             first=None if shown is None else texts.index(shown),
             annotator=item.annotator,
             weight=weight,
         )
+
+    def _margin_of(self, annotator: str, strength: float | None) -> float:
+        usual = self._usual_of.get(annotator, self._usual)
+        return self._margin / usual * strength if strength and usual else 0.0
 
     def _target(self, annotator: str, rating: Rating) -> float | None:
         scale = _scale(rating)
@@ -225,6 +229,24 @@ def _lines(feedback: Iterable[Feedback]) -> tuple[dict[tuple[str, Scale], Line],
             spread = (squares[who] + EARLIER_RATINGS * variance) / (len(mine) + EARLIER_RATINGS)
             lines[who, scale] = Line(own[who], max(spread**0.5, LEAST_STD))
     return lines, everybody
+
+
+def _strengths(feedback: Iterable[Feedback]) -> tuple[dict[str, float], float | None]:
+    """The mean of how much better each annotator finds the better of two, and everybody's, None where nobody said it.
+
+    On whatever scale: each one's mean is drawn to everybody's as if by `EARLIER_RATINGS` choices, and by ratio.
+    """
+    given: defaultdict[str, list[float]] = defaultdict(list)
+    for item in feedback:
+        if item.ranking and item.ranking.strength:
+            given[item.annotator].append(item.ranking.strength)
+    if not given:
+        return {}, None
+    mean = statistics.fmean(strength for mine in given.values() for strength in mine)
+    return {
+        who: mean * (statistics.fmean(mine) / mean) ** (len(mine) / (len(mine) + EARLIER_RATINGS))
+        for who, mine in given.items()
+    }, mean
 
 
 def _scale(rating: Rating) -> Scale:

@@ -57,6 +57,26 @@ def test_a_choice_has_to_be_won_by_more_where_it_is_clear() -> None:
     assert {one.margin for one in Reader(items).read(items) if isinstance(one, Ordered)} == {0.0}
 
 
+def test_how_much_better_is_on_each_ones_own_scale() -> None:
+    own = {"ann": (1.0, 2.0, 3.0), "bob": (10.0, 20.0, 30.0)}
+    items = [
+        ranked("a", "b", ranks=(1, 2), strength=strength, who=who, prompt=f"{number}")
+        for who, strengths in own.items()
+        for number, strength in enumerate(strengths * 100)
+    ]
+    margins = [one.margin for one in Reader(items, margin=1.0).read(items) if isinstance(one, Ordered)]
+    assert margins[:3] == pytest.approx([0.5, 1, 1.5], rel=0.1)
+    assert margins[-3:] == pytest.approx([0.5, 1, 1.5], rel=0.1)
+
+
+def test_who_said_once_how_much_better_is_read_like_everybody() -> None:
+    items = [ranked("a", "b", ranks=(1, 2), strength=s, prompt=str(n)) for n, s in enumerate([1.0, 3.0] * 20)]
+    once = ranked("a", "b", ranks=(1, 2), strength=4.0, who="new", prompt="once")
+    for train in ([*items, once], items):
+        [margin] = [one.margin for one in Reader(train, margin=1.0).read([once]) if isinstance(one, Ordered)]
+        assert margin == pytest.approx(4 / 2, rel=0.1)
+
+
 def test_each_persons_bias_and_scale_are_taken_out() -> None:
     rng = random.Random(0)
     quality = {f"{n}": rng.gauss(0, 1) for n in range(400)}
