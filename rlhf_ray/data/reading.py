@@ -6,7 +6,7 @@ count for nothing.
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,6 +60,8 @@ class Reader:
         self._margin = margin
         self._usual_of, self._usual = _strengths(item for item in train if self._trust(item.annotator).choices > 0)
         self.words = self._learn_words(raters)
+        self.unread: Counter[str] = Counter()
+        """Comments that were worth nothing in all that was read so far, by why; those beside a rating are not meant."""
 
     def read(self, feedback: Iterable[Feedback], *, all_comments: bool = False) -> list[Judgement]:
         """Judgements in the order of the feedback, comments last.
@@ -141,25 +143,28 @@ class Reader:
         return {key: statistics.fmean(given) for key, given in marks.items()}
 
     def _read_comments(self, feedback: Sequence[Feedback], *, every: bool) -> list[Judgement]:
-        if self.words is None:
-            return []
+        for item in feedback:
+            if item.comment is not None and len(item.answers) > 1:
+                self.unread["on several answers at once"] += 1
         words = _words(feedback)
         marked = set() if every else {_about(item) for item in feedback if item.rating is not None}
-        prompts = {item.prompt_id: item.prompt for item in feedback}
         wanted = [key for key in words if key not in marked]
+        if self.words is None:
+            for key in wanted:
+                self.unread[f"with fewer than {ENOUGH} rated ones to learn words from"] += len(words[key])
+            return []
+        prompts = {item.prompt_id: item.prompt for item in feedback}
         worth, sure = self.words.read([" \n".join(words[key]) for key in wanted])
-        return [
-            Rated(
-                prompts[prompt],
-                text,
-                target,
-                kind="comments",
-                annotator=who,
-                weight=certainty * self._trust(who).ratings,
-            )
-            for (prompt, text, who), target, certainty in zip(wanted, worth, sure, strict=True)
-            if certainty * self._trust(who).ratings > 0
-        ]
+        read: list[Judgement] = []
+        for key, target, certainty in zip(wanted, worth, sure, strict=True):
+            prompt, text, who = key
+            trust = self._trust(who).ratings
+            if (weight := certainty * trust) > 0:
+                read.append(Rated(prompts[prompt], text, target, kind="comments", annotator=who, weight=weight))
+            else:
+                why = "in words that tell nothing of ratings" if trust else "by annotators who count for nothing"
+                self.unread[why] += len(words[key])
+        return read
 
 
 def reliabilities(feedback: Sequence[Feedback]) -> dict[str, Reliability]:

@@ -239,6 +239,34 @@ def test_words_that_nobody_rated_are_left_out() -> None:
     assert Reader(alone).read(alone, all_comments=True) == []
 
 
+def test_comments_that_are_not_read_are_counted_with_why() -> None:
+    known = commented(40, rated=True)
+    of_two = said("a", "b", comment=Comment(text="Great, thanks!"))
+    reader = Reader(known)
+    assert len(reader.read([*known, of_two, *commented(4, rated=False, start=100)])) == 40 + 4
+    assert reader.unread == {"on several answers at once": 1}
+    reader.read([of_two])
+    assert reader.unread == {"on several answers at once": 2}  # the held-out side's too
+
+    few = Reader(commented(19, rated=True))
+    assert few.read(commented(3, rated=False, start=100)) == []
+    assert few.unread == {"with fewer than 20 rated ones to learn words from": 3}
+
+
+def test_comments_in_words_that_tell_nothing_or_of_whom_nobody_believes_are_counted_too() -> None:
+    idle = [said("x", prompt=str(n), comment=Comment(text="Hm.")) for n in range(40)]
+    idle += [stars("x", 3, prompt=str(n)) for n in range(40)]
+    reader = Reader(idle)
+    reader.read([said("y", prompt="new", comment=Comment(text=text)) for text in ("Hm.", "What?")])
+    assert reader.unread == {"in words that tell nothing of ratings": 2}
+
+    items = [item for who in ("ann", "bob", "cat") for item in commented(40, rated=True, who=who)]
+    items += [stars("x", 1 + 4 * (n % 2), prompt=str(n), who="foe") for n in range(40)]
+    reader = Reader(items)
+    assert reader.read([said("y", who="foe", comment=Comment(text="Great, thanks!"))]) == []
+    assert reader.unread == {"by annotators who count for nothing": 1}
+
+
 def test_what_is_held_out_teaches_nothing() -> None:
     train = commented(40, rated=True)
     reader = Reader(train)
