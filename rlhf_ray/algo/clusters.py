@@ -5,12 +5,15 @@ narrow. Groups are taken as independent of each other, judgements within one are
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+import random
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+BLOCKS = 200
+"""Of groups, at most, that the jackknife leaves out in turn."""
 _Z95 = 1.959963984540054
 """Normal quantile of 0.975."""
 
@@ -67,28 +70,37 @@ def jackknife_of(figure: Callable[[Sequence[int]], float | None], groups: Sequen
     """Any figure of a sample, with an interval from what it is without each group in turn.
 
     se^2 = (G - 1) / G * sum over groups of (without g - mean of those)^2 (Tukey 1958; Efron and Tibshirani 1993,
-    chapter 11), and Student's t with G - 1 degrees of freedom. None where the figure is none.
+    chapter 11), and Student's t with G - 1 degrees of freedom. More than `BLOCKS` groups are put into so many blocks at
+    random, the same ones each time, and a block is left out at a time: G is then that of blocks (the delete-a-group
+    jackknife, Kott 2001). None where the figure is none.
 
     figure: of places in the sample; groups: of each place.
     """
     value = figure(range(len(groups)))
     if value is None:
         return None
-    places: dict[Hashable, set[int]] = {}
-    for place, group in enumerate(groups):
-        places.setdefault(group, set()).add(place)
+    block_of = _blocks(groups)
+    blocks = [block_of[group] for group in groups]
     without = [
         found
-        for left_out in places.values()
-        if len(places) > 1
-        and (found := figure([place for place in range(len(groups)) if place not in left_out])) is not None
+        for left_out in range(min(len(block_of), BLOCKS))
+        if len(block_of) > 1
+        and (found := figure([place for place, block in enumerate(blocks) if block != left_out])) is not None
     ]
     n = len(without)
     if n < 2:
-        return Estimate(value, -math.inf, math.inf, len(groups), len(places))
+        return Estimate(value, -math.inf, math.inf, len(groups), len(block_of))
     middle = math.fsum(without) / n
     half = student_t(n - 1) * math.sqrt((n - 1) / n * math.fsum((found - middle) ** 2 for found in without))
-    return Estimate(value, value - half, value + half, len(groups), len(places))
+    return Estimate(value, value - half, value + half, len(groups), len(block_of))
+
+
+def _blocks(groups: Iterable[Hashable]) -> dict[Hashable, int]:
+    """The number of each group's block: one of its own, or, of more than `BLOCKS`, one drawn, all about as large."""
+    names = list(dict.fromkeys(groups))
+    if len(names) > BLOCKS:
+        random.Random(0).shuffle(names)
+    return {name: place % BLOCKS for place, name in enumerate(names)}
 
 
 def student_t(freedom: int) -> float:

@@ -106,14 +106,14 @@ def comparisons(judgements: Iterable[Judgement]) -> list[Comparison]:
     What words are worth compares nothing: it is a guess.
     """
     found: list[Comparison] = []
-    by_rater: defaultdict[tuple[str, str, str], list[Rated | Thumbed]] = defaultdict(list)
+    by_rater: defaultdict[tuple[str, str, str | None], list[Rated | Thumbed]] = defaultdict(list)
     for item in judgements:
         if isinstance(item, Ordered):
             for i, j in item.preferences:
                 first = None if item.first not in (i, j) else item.first == i
                 found.append(Comparison(item.prompt, item.answers[i], item.answers[j], item.kind, first))
         elif item.kind != "comments":
-            aspect = item.aspect if isinstance(item, Rated) else "thumb"
+            aspect = item.aspect if isinstance(item, Rated) else None
             by_rater[item.prompt.id, item.annotator, aspect].append(item)
     for rated in by_rater.values():
         for better, worse in permutations(rated, 2):

@@ -1,11 +1,12 @@
 """How a pile of feedback is read: whose word counts for how much, what their numbers mean, what their words are worth.
 
-All of it is learnt from the side that is trained on, and nothing of it from what is held out.
+All of it is learnt from the side that is trained on, and nothing of it from what is held out, nor from whose ratings
+count for nothing.
 """
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from rlhf_ray.feedback.quality import Person, quality_of
 from rlhf_ray.feedback.schema import Feedback, Rating
 
 EARLIER_RATINGS = 10.0
-"""How many ratings of everybody's somebody's own line starts with."""
+"""How many ratings of everybody's somebody's own line starts with; and how many choices what they call much better."""
 LEAST_STD = 1e-3
 """Of somebody's ratings; who gives everything the same mark would otherwise be infinitely loud."""
 
@@ -50,14 +51,17 @@ class Reader:
     """Turns feedback into judgements to learn from."""
 
     def __init__(self, train: Sequence[Feedback], *, weigh: bool = True, margin: float = 0.0) -> None:
-        """train: what is learnt from. weigh: count people by how far they can be relied on. margin: mean log-odds by
-        which a choice has to be won, where people said how much better the better one is.
+        """train: what is learnt from. weigh: count people by how far they can be relied on. margin: log-odds by
+        which a choice has to be won whose better answer is, to the annotator, as much better as usual, where they said.
         """
         self.reliability = reliabilities(train) if weigh else {}
-        self._lines, self._everybody = _lines(train)
-        strengths = [item.ranking.strength for item in train if item.ranking and item.ranking.strength]
-        self._a_strength = margin / statistics.fmean(strengths) if strengths and margin else 0.0
-        self.words = self._learn_words(train)
+        raters = [item for item in train if self._trust(item.annotator).ratings > 0]
+        self._lines, self._everybody = _lines(raters)
+        self._margin = margin
+        self._usual_of, self._usual = _strengths(item for item in train if self._trust(item.annotator).choices > 0)
+        self.words = self._learn_words(raters)
+        self.unread: Counter[str] = Counter()
+        """Comments that were worth nothing in all that was read so far, by why; those beside a rating are not meant."""
 
     def read(self, feedback: Iterable[Feedback], *, all_comments: bool = False) -> list[Judgement]:
         """Judgements in the order of the feedback, comments last.
@@ -68,8 +72,11 @@ class Reader:
         read = [judgement for item in feedback for judgement in self._read(item)]
         return read + self._read_comments(feedback, every=all_comments)
 
+    def _trust(self, annotator: str) -> Reliability:
+        return self.reliability.get(annotator, Reliability(1.0, 1.0))
+
     def _read(self, item: Feedback) -> Iterator[Judgement]:
-        who = self.reliability.get(item.annotator, Reliability(1.0, 1.0))
+        who = self._trust(item.annotator)
         if item.ranking is not None:
             if who.choices and (ordered := self._read_ranking(item, who.choices)):
                 yield ordered
@@ -101,20 +108,24 @@ class Reader:
             item.prompt,
             texts,
             tuple(best.values()),
-            margin=self._a_strength * (item.ranking.strength or 0.0),
+            margin=self._margin_of(item.annotator, item.ranking.strength),
             first=None if shown is None else texts.index(shown),
             annotator=item.annotator,
             weight=weight,
         )
+
+    def _margin_of(self, annotator: str, strength: float | None) -> float:
+        usual = self._usual_of.get(annotator, self._usual)
+        return self._margin / usual * strength if strength and usual else 0.0
 
     def _target(self, annotator: str, rating: Rating) -> float | None:
         scale = _scale(rating)
         line = self._lines.get((annotator, scale)) or self._everybody.get(scale)
         return None if line is None else (rating.value - line.mean) / line.std
 
-    def _learn_words(self, train: Sequence[Feedback]) -> CommentModel | None:
+    def _learn_words(self, raters: Sequence[Feedback]) -> CommentModel | None:
         """From answers of which one person gave both; None where those are too few."""
-        words, marks = _words(train), self._marks(train)
+        words, marks = _words(raters), self._marks(raters)
         both = [key for key in words if key in marks]
         if len(both) < ENOUGH:
             return None
@@ -132,25 +143,28 @@ class Reader:
         return {key: statistics.fmean(given) for key, given in marks.items()}
 
     def _read_comments(self, feedback: Sequence[Feedback], *, every: bool) -> list[Judgement]:
-        if self.words is None:
-            return []
+        for item in feedback:
+            if item.comment is not None and len(item.answers) > 1:
+                self.unread["on several answers at once"] += 1
         words = _words(feedback)
         marked = set() if every else {_about(item) for item in feedback if item.rating is not None}
-        prompts = {item.prompt_id: item.prompt for item in feedback}
         wanted = [key for key in words if key not in marked]
+        if self.words is None:
+            for key in wanted:
+                self.unread[f"with fewer than {ENOUGH} rated ones to learn words from"] += len(words[key])
+            return []
+        prompts = {item.prompt_id: item.prompt for item in feedback}
         worth, sure = self.words.read([" \n".join(words[key]) for key in wanted])
-        return [
-            Rated(
-                prompts[prompt],
-                text,
-                target,
-                kind="comments",
-                annotator=who,
-                weight=certainty * self.reliability.get(who, Reliability(1.0, 1.0)).ratings,
-            )
-            for (prompt, text, who), target, certainty in zip(wanted, worth, sure, strict=True)
-            if certainty > 0
-        ]
+        read: list[Judgement] = []
+        for key, target, certainty in zip(wanted, worth, sure, strict=True):
+            prompt, text, who = key
+            trust = self._trust(who).ratings
+            if (weight := certainty * trust) > 0:
+                read.append(Rated(prompts[prompt], text, target, kind="comments", annotator=who, weight=weight))
+            else:
+                why = "in words that tell nothing of ratings" if trust else "by annotators who count for nothing"
+                self.unread[why] += len(words[key])
+        return read
 
 
 def reliabilities(feedback: Sequence[Feedback]) -> dict[str, Reliability]:
@@ -220,6 +234,24 @@ def _lines(feedback: Iterable[Feedback]) -> tuple[dict[tuple[str, Scale], Line],
             spread = (squares[who] + EARLIER_RATINGS * variance) / (len(mine) + EARLIER_RATINGS)
             lines[who, scale] = Line(own[who], max(spread**0.5, LEAST_STD))
     return lines, everybody
+
+
+def _strengths(feedback: Iterable[Feedback]) -> tuple[dict[str, float], float | None]:
+    """The mean of how much better each annotator finds the better of two, and everybody's, None where nobody said it.
+
+    On whatever scale: each one's mean is drawn to everybody's as if by `EARLIER_RATINGS` choices, and by ratio.
+    """
+    given: defaultdict[str, list[float]] = defaultdict(list)
+    for item in feedback:
+        if item.ranking and item.ranking.strength:
+            given[item.annotator].append(item.ranking.strength)
+    if not given:
+        return {}, None
+    mean = statistics.fmean(strength for mine in given.values() for strength in mine)
+    return {
+        who: mean * (statistics.fmean(mine) / mean) ** (len(mine) / (len(mine) + EARLIER_RATINGS))
+        for who, mine in given.items()
+    }, mean
 
 
 def _scale(rating: Rating) -> Scale:

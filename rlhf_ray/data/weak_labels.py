@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,12 +11,22 @@ from torch import Tensor
 from rlhf_ray.algo.regression import bayesian_ridge
 
 TERMS = 1_000
-"""Words, and two words in a row, that are told apart."""
+"""Words, and two words in a row, that are told apart; a character is a word where no spaces are put between them."""
 SEEN = 2
 """Times that a term has to occur to be one of them."""
 ENOUGH = 20
 """Comments with a rating beside them, before anything is learnt from them."""
-_WORD = re.compile(r"[^\W_]+|[^\w\s]", re.UNICODE)
+AT_A_TIME = 4_096
+"""Comments whose counts are in memory at once: 32 MB."""
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese
+    "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f"  # Japanese, and Chinese in Bopomofo
+)
+"""Letters of scripts that put no spaces between words."""
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+|[^\w\s]")
 
 
 class CommentModel:
@@ -32,7 +42,7 @@ class CommentModel:
         common = sorted((term for term, n in counts.items() if n >= SEEN), key=lambda term: (-counts[term], term))
         self._place = {term: place for place, term in enumerate(common[:TERMS])}
         y = torch.tensor(targets, dtype=torch.float64)
-        self._line = bayesian_ridge(self._features(comments), y)
+        self._line = bayesian_ridge(self._parts(comments), y)
         self._variance = max(float(y.var(correction=0)), 1e-12)
         self.learnt_from = len(comments)
 
@@ -42,9 +52,12 @@ class CommentModel:
         That share is what a judgement may weigh that has so much more noise than a rating: with variance s^2 in all,
         v of it left, 1 - v / s^2, and 0 for words that say nothing.
         """
-        expected, variance = self._line.predict(self._features(comments))
-        sure = (1 - variance / self._variance).clamp(0, 1)
-        return expected.tolist(), sure.tolist()
+        worth, sure = list[float](), list[float]()
+        for part in self._parts(comments):
+            expected, variance = self._line.predict(part)
+            worth += expected.tolist()
+            sure += (1 - variance / self._variance).clamp(0, 1).tolist()
+        return worth, sure
 
     def loudest(self, n: int = 10) -> list[tuple[str, float]]:
         """The terms that move the rating most, with what each is worth."""
@@ -52,14 +65,19 @@ class CommentModel:
         order = self._line.w.abs().argsort(descending=True)[:n].tolist()
         return [(terms[place], float(self._line.w[place])) for place in order]
 
-    def _features(self, comments: Sequence[str]) -> Tensor:
-        """(N, terms) of counts."""
-        x = torch.zeros(len(comments), max(1, len(self._place)), dtype=torch.float64)
-        for row, comment in enumerate(comments):
-            for term in _terms(comment):
-                if (place := self._place.get(term)) is not None:
-                    x[row, place] += 1
-        return x
+    def _parts(self, comments: Sequence[str]) -> Iterator[Tensor]:
+        """(n, terms) of counts, for `AT_A_TIME` comments after another."""
+        width = max(1, len(self._place))
+        for start in range(0, len(comments), AT_A_TIME):
+            some = comments[start : start + AT_A_TIME]
+            cells = [
+                row * width + place
+                for row, comment in enumerate(some)
+                for term in _terms(comment)
+                if (place := self._place.get(term)) is not None
+            ]
+            counts = torch.tensor(cells, dtype=torch.long).bincount(minlength=len(some) * width)
+            yield counts.double().view(len(some), width)
 
 
 def _terms(comment: str) -> Iterable[str]:

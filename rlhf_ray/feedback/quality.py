@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -64,11 +64,12 @@ class Person:
     ratings: int
     """Of answers that somebody else rated too."""
     bias: float | None
-    """Of an answer of middling quality, by how much more than others."""
+    """Of an answer of middling quality, by how much more than others, on the scale and aspect rated most."""
     scale: float | None
-    """How far apart good and bad are, in points a standard deviation of quality."""
+    """How far apart good and bad are, in points a standard deviation of quality, there too."""
     correlation: float | None
-    """Of the ratings with quality: 0 is somebody who does not look, below 0 who has it the wrong way round."""
+    """Of the ratings with quality: 0 is somebody who does not look, below 0 who has it the wrong way round. The
+    mean over scales and aspects, by how many ratings of each."""
     first: float | None
     """How often the answer that was shown first came out best, where one did."""
     first_z: float | None
@@ -99,12 +100,11 @@ def quality_of(feedback: Iterable[Feedback], *, seed: int = 0) -> Quality:
     scales: defaultdict[tuple[str, str], dict[Thing, Marks]] = defaultdict(dict)
     for thing, marks in _shared(said.ratings).items():
         scales[thing[2], thing[3]][thing] = marks
-    commonest = max(scales.values(), key=len, default={})  # two scales, or aspects, do not mix
     agreement = [
         _agreement("better of two answers", "nominal", choices, seed=seed),
         *(_agreement(f"{scale}, {aspect}", "interval", marks, seed=seed) for (scale, aspect), marks in scales.items()),
     ]
-    people = _people(said, _choosers(choices), _raters(commonest))
+    people = _people(said, _choosers(choices), _raters(scales.values()))
     return Quality(tuple(found for found in agreement if found.things), people)
 
 
@@ -197,9 +197,20 @@ def _choosers(things: Mapping[Thing, Marks]) -> dict[str, _Chooser]:
     return {name: _Chooser(counts[n], accuracy[n], edge[n]) for n, name in enumerate(names)}
 
 
-def _raters(things: Mapping[Thing, Marks]) -> dict[str, _Rater]:
-    if not things:
-        return {}
+def _raters(scales: Iterable[Mapping[Thing, Marks]]) -> dict[str, _Rater]:
+    """By every scale and aspect on which enough was rated by several, or the commonest where that is none of them. They
+    do not mix in one model, but each tells something.
+    """
+    commonest_first = sorted(scales, key=len, reverse=True)
+    telling = [things for things in commonest_first if len(things) >= ENOUGH] or commonest_first[:1]
+    by_name: defaultdict[str, list[_Rater]] = defaultdict(list)
+    for things in telling:
+        for name, rater in _raters_on_one(things).items():
+            by_name[name].append(rater)
+    return {name: _together(raters) for name, raters in by_name.items()}
+
+
+def _raters_on_one(things: Mapping[Thing, Marks]) -> dict[str, _Rater]:
     names, numbers, judges, ratings = _columns(things)
     found = rating_effects(numbers, judges, ratings)
     counts = judges.bincount().tolist()
@@ -207,6 +218,13 @@ def _raters(things: Mapping[Thing, Marks]) -> dict[str, _Rater]:
     return {
         name: _Rater(counts[n], float(bias[n]), float(scale[n]), float(correlation[n])) for n, name in enumerate(names)
     }
+
+
+def _together(raters: Sequence[_Rater]) -> _Rater:
+    """One person on several scales: bias and scale, which are in points, of the one with most ratings."""
+    main, ratings = max(raters, key=lambda rater: rater.ratings), sum(rater.ratings for rater in raters)
+    correlation = sum(rater.correlation * (rater.ratings / ratings) for rater in raters)
+    return replace(main, ratings=ratings, correlation=correlation)
 
 
 def _people(said: _Said, choosers: Mapping[str, _Chooser], raters: Mapping[str, _Rater]) -> tuple[Person, ...]:

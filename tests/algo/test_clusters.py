@@ -2,11 +2,12 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from rlhf_ray.algo.clusters import jackknife_of, mean_of, share_of, spearman, student_t
+from rlhf_ray.algo.clusters import BLOCKS, jackknife_of, mean_of, share_of, spearman, student_t
 
 
 def wilson(correct: int, n: int) -> tuple[float, float, float]:
@@ -107,6 +108,42 @@ def test_the_jackknife_of_a_mean_is_the_means_own_interval() -> None:
     assert found is not None
     assert (found.value, found.low, found.high) == (plain.value, pytest.approx(plain.low), pytest.approx(plain.high))
     assert jackknife_of(lambda places: None, range(4)) is None
+
+
+def test_of_many_groups_the_jackknife_leaves_out_blocks_and_comes_to_the_same() -> None:
+    draw, asked, groups = random.Random(0), 0, 5 * BLOCKS + 7
+    named = [group for group in range(groups) for _ in range(draw.randint(1, 3))]
+    common = [draw.gauss(0, 1) for _ in range(groups)]
+    values = [common[group] + draw.gauss(0, 1) for group in named]
+
+    def mean(places: Sequence[int]) -> float:
+        nonlocal asked
+        asked += 1
+        return sum(values[p] for p in places) / len(places)
+
+    found, plain = jackknife_of(mean, named), mean_of(values, named)
+    assert asked == 1 + BLOCKS
+    assert found is not None
+    assert (found.groups, found.count) == (groups, len(values))
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.15)
+    assert jackknife_of(mean, named) == found  # though blocks are drawn
+
+
+def test_intervals_from_blocks_hold_95_times_of_100() -> None:
+    """A ratio of means over 300 groups of one to five, whose members go together."""
+    held, draw = 0, random.Random(2)
+    for _ in range(150):
+        rows = list[tuple[int, float, float]]()
+        for group in range(300):
+            common = draw.gauss(3, 1)
+            rows += [
+                (group, common + draw.gauss(0, 1), 2 * common + draw.gauss(0, 1)) for _ in range(draw.randint(1, 5))
+            ]
+        named, x, y = zip(*rows, strict=True)
+        found = jackknife_of(lambda places, x=x, y=y: sum(y[p] for p in places) / sum(x[p] for p in places), named)
+        assert found is not None
+        held += found.low <= 2 <= found.high
+    assert 0.91 <= held / 150 <= 0.99
 
 
 def test_it_holds_for_rank_correlations_of_grouped_samples() -> None:

@@ -52,7 +52,7 @@ def test_descent_and_the_closed_form_agree() -> None:
 
 def test_the_evidence_finds_the_noise() -> None:
     x, _, y = drawn(2000, 10, noise=0.7)
-    assert bayesian_ridge(x, y).noise == pytest.approx(0.49, rel=0.1)
+    assert bayesian_ridge([x], y).noise == pytest.approx(0.49, rel=0.1)
 
 
 def test_it_is_as_sure_as_it_may_be() -> None:
@@ -60,7 +60,7 @@ def test_it_is_as_sure_as_it_may_be() -> None:
     inside = total = 0
     for seed in range(30):
         x, _, y = drawn(150, 40, noise=1.0, seed=seed)
-        expected, variance = bayesian_ridge(x[:60], y[:60]).predict(x[60:])
+        expected, variance = bayesian_ridge([x[:60]], y[:60]).predict(x[60:])
         inside += int(((y[60:] - expected).abs() < 1.96 * variance.sqrt()).sum())
         total += 90
     assert 0.92 < inside / total < 0.98
@@ -69,13 +69,20 @@ def test_it_is_as_sure_as_it_may_be() -> None:
 def test_of_targets_that_have_nothing_to_do_with_the_features_it_knows_nothing() -> None:
     draw = torch.Generator().manual_seed(0)
     x, y = (torch.randn(300, d, dtype=torch.float64, generator=draw) for d in (5, 1))
-    expected, variance = bayesian_ridge(x, y[:, 0]).predict(x)
+    expected, variance = bayesian_ridge([x], y[:, 0]).predict(x)
     assert expected.std().item() < 0.2
     assert (variance / y.var()).min().item() > 0.9
 
 
 def test_targets_that_are_all_the_same_are_no_trouble() -> None:
     x, _, _ = drawn(10, 3, noise=0)
-    expected, variance = bayesian_ridge(x, torch.full((10,), 2.0, dtype=torch.float64)).predict(x)
+    expected, variance = bayesian_ridge([x], torch.full((10,), 2.0, dtype=torch.float64)).predict(x)
     assert torch.allclose(expected, torch.full((10,), 2.0, dtype=torch.float64))
     assert bool(torch.isfinite(variance).all())
+
+
+def test_a_line_learnt_part_by_part_is_that_of_the_whole() -> None:
+    x, _, y = drawn(200, 8, noise=0.5)
+    whole, parted = bayesian_ridge([x], y), bayesian_ridge(x.split(64), y)
+    for found, wanted in zip(parted.predict(x), whole.predict(x), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-9)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.data.judgements import Ordered, Rated, Thumbed, counted
+from rlhf_ray.data.judgements import Judgement, Ordered, Rated, Thumbed, counted
 from rlhf_ray.data.reading import Reader, reliabilities
 from rlhf_ray.feedback.schema import Answer, Comment, Feedback, Ranking, Rating
 from rlhf_ray.types import Message
@@ -55,6 +55,26 @@ def test_a_choice_has_to_be_won_by_more_where_it_is_clear() -> None:
     items.append(ranked("a", "b", ranks=(1, 2), prompt="unsaid"))
     assert [one.margin for one in Reader(items, margin=0.5).read(items) if isinstance(one, Ordered)] == [0.25, 0.75, 0]
     assert {one.margin for one in Reader(items).read(items) if isinstance(one, Ordered)} == {0.0}
+
+
+def test_how_much_better_is_on_each_ones_own_scale() -> None:
+    own = {"ann": (1.0, 2.0, 3.0), "bob": (10.0, 20.0, 30.0)}
+    items = [
+        ranked("a", "b", ranks=(1, 2), strength=strength, who=who, prompt=f"{number}")
+        for who, strengths in own.items()
+        for number, strength in enumerate(strengths * 100)
+    ]
+    margins = [one.margin for one in Reader(items, margin=1.0).read(items) if isinstance(one, Ordered)]
+    assert margins[:3] == pytest.approx([0.5, 1, 1.5], rel=0.1)
+    assert margins[-3:] == pytest.approx([0.5, 1, 1.5], rel=0.1)
+
+
+def test_who_said_once_how_much_better_is_read_like_everybody() -> None:
+    items = [ranked("a", "b", ranks=(1, 2), strength=s, prompt=str(n)) for n, s in enumerate([1.0, 3.0] * 20)]
+    once = ranked("a", "b", ranks=(1, 2), strength=4.0, who="new", prompt="once")
+    for train in ([*items, once], items):
+        [margin] = [one.margin for one in Reader(train, margin=1.0).read([once]) if isinstance(one, Ordered)]
+        assert margin == pytest.approx(4 / 2, rel=0.1)
 
 
 def test_each_persons_bias_and_scale_are_taken_out() -> None:
@@ -149,13 +169,29 @@ def test_who_rates_the_wrong_way_round_counts_for_nothing() -> None:
     assert {item.annotator for item in Reader(items).read(items)} == {"ann", "bob", "cat"}
 
 
-def commented(n: int, *, rated: bool, start: int = 0) -> list[Feedback]:
+def test_who_rates_an_aspect_the_wrong_way_round_counts_for_nothing_though_another_is_commoner() -> None:
+    rng, items = random.Random(1), []
+    for n in range(70):
+        quality = rng.uniform(1, 5)
+        items += [stars("x", quality, prompt=str(n), who=who) for who in ("ann", "bob", "cat")]
+        if n < 60:
+            for who in ("ann", "bob", "cat", "foe"):
+                value = 6 - quality if who == "foe" else quality
+                items.append(said("x", prompt=str(n), who=who, rating=Rating(value=value, aspect="tone")))
+    found = reliabilities(items)
+    assert found["foe"].ratings == 0
+    assert found["ann"].ratings == pytest.approx(1, abs=0.01)
+
+
+def commented(n: int, *, rated: bool, start: int = 0, who: str = "ann") -> list[Feedback]:
     items = []
     for number in range(start, start + n):
         good = number % 2 == 0
-        items.append(said("x", prompt=str(number), comment=Comment(text="Great, thanks!" if good else "Rude.")))
+        items.append(
+            said("x", prompt=str(number), who=who, comment=Comment(text="Great, thanks!" if good else "Rude."))
+        )
         if rated:
-            items.append(stars("x", 5 if good else 1, prompt=str(number)))
+            items.append(stars("x", 5 if good else 1, prompt=str(number), who=who))
     return items
 
 
@@ -170,10 +206,65 @@ def test_words_alone_are_worth_what_others_gave_with_such_words() -> None:
     assert counted(reader.read(known, all_comments=True)) == {"ratings": 40, "comments": 40}
 
 
+def test_who_counts_for_nothing_teaches_neither_lines_nor_words() -> None:
+    items = [item for who in ("bob", "cat") for item in commented(40, rated=True, who=who)] + commented(40, rated=True)
+    foe = []
+    for number in range(40):  # the same words, the wrong way round, about other answers too, and always harshly
+        good = number % 2 == 0
+        foe.append(stars("x", 1 if good else 4, prompt=str(number), who="foe"))
+        for text in ("x", "y"):
+            foe.append(
+                said(text, prompt=str(number), who="foe", comment=Comment(text="Great, thanks!" if good else "Rude."))
+            )
+        foe.append(stars("y", 1 if good else 2, prompt=str(number), who="foe"))
+    alone, among = Reader(items), Reader([*items, *foe])
+    assert among.reliability["foe"].ratings == 0
+    new = stars("x", 5, who="new")
+    asked = [*items, new]
+    assert [_said_of(item) for item in among.read(asked)] == [_said_of(item) for item in alone.read(asked)]
+    assert alone.words is not None
+    assert among.words is not None
+    assert among.words.read(["Great, thanks!", "Rude."]) == alone.words.read(["Great, thanks!", "Rude."])
+    assert {item.annotator for item in among.read([*foe, new], all_comments=True)} == {"new"}
+
+
+def _said_of(item: Judgement) -> tuple[str, str, float]:
+    assert isinstance(item, Rated)
+    return item.annotator, item.response, item.target
+
+
 def test_words_that_nobody_rated_are_left_out() -> None:
     alone = commented(40, rated=False)
     assert Reader(alone).words is None
     assert Reader(alone).read(alone, all_comments=True) == []
+
+
+def test_comments_that_are_not_read_are_counted_with_why() -> None:
+    known = commented(40, rated=True)
+    of_two = said("a", "b", comment=Comment(text="Great, thanks!"))
+    reader = Reader(known)
+    assert len(reader.read([*known, of_two, *commented(4, rated=False, start=100)])) == 40 + 4
+    assert reader.unread == {"on several answers at once": 1}
+    reader.read([of_two])
+    assert reader.unread == {"on several answers at once": 2}  # the held-out side's too
+
+    few = Reader(commented(19, rated=True))
+    assert few.read(commented(3, rated=False, start=100)) == []
+    assert few.unread == {"with fewer than 20 rated ones to learn words from": 3}
+
+
+def test_comments_in_words_that_tell_nothing_or_of_whom_nobody_believes_are_counted_too() -> None:
+    idle = [said("x", prompt=str(n), comment=Comment(text="Hm.")) for n in range(40)]
+    idle += [stars("x", 3, prompt=str(n)) for n in range(40)]
+    reader = Reader(idle)
+    reader.read([said("y", prompt="new", comment=Comment(text=text)) for text in ("Hm.", "What?")])
+    assert reader.unread == {"in words that tell nothing of ratings": 2}
+
+    items = [item for who in ("ann", "bob", "cat") for item in commented(40, rated=True, who=who)]
+    items += [stars("x", 1 + 4 * (n % 2), prompt=str(n), who="foe") for n in range(40)]
+    reader = Reader(items)
+    assert reader.read([said("y", who="foe", comment=Comment(text="Great, thanks!"))]) == []
+    assert reader.unread == {"by annotators who count for nothing": 1}
 
 
 def test_what_is_held_out_teaches_nothing() -> None:

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rlhf_ray.data.weak_labels import CommentModel
+from rlhf_ray.data.weak_labels import AT_A_TIME, CommentModel, _terms
 
 SAID = {"Just what I needed.": 1.5, "That was rude.": -0.5, "This is about something else.": -1.5}
 
@@ -59,3 +59,40 @@ def test_what_moves_it_most_is_shown() -> None:
     texts, targets = drawn(200)
     terms = [term for term, _ in CommentModel(texts, targets).loudest(30)]
     assert {"needed", "else", "about something"} <= set(terms)
+
+
+SPLIT = {
+    "Chinese": (["这个回答", "它", "对方"], ["真的", "其实", "总体来说"], ["很好", "非常有帮助"], ["很差", "说错了"]),
+    "Japanese": (["この答えは", "それは"], ["本当に", "全体として"], ["すばらしい", "役に立つ"], ["ひどい", "間違い"]),
+    "Thai": (["คำตอบนี้", "มัน"], ["จริงๆ", "โดยรวม"], ["ดีมาก", "มีประโยชน์"], ["แย่มาก", "ไม่ถูกต้อง"]),
+}
+"""By language: whom a comment is about, a filler, praise and blame."""
+
+
+@pytest.mark.parametrize("language", SPLIT)
+def test_words_are_found_in_scripts_that_put_no_spaces_between_them(language: str) -> None:
+    """Each comment is put together anew, and most are clauses that were not seen before."""
+    rng, (whom, filler, praise, blame) = random.Random(0), SPLIT[language]
+    good = [rng.random() < 0.5 for _ in range(200)]
+    texts = [
+        "".join(rng.choice(part) for part in (whom, filler, praise if fine else blame, filler, whom)) for fine in good
+    ]
+    model = CommentModel(texts[:100], [1.0 if fine else -1.0 for fine in good[:100]])
+    worth, sure = model.read(texts[100:])
+    assert [value > 0 for value in worth] == good[100:]
+    assert min(sure) > 0.8
+
+
+def test_terms_are_words_of_scripts_with_spaces_and_characters_of_the_others() -> None:
+    assert [*_terms("It's 정말 좋은, naïve_Ответ")][:8] == ["it", "'", "s", "정말", "좋은", ",", "naïve", "ответ"]
+    assert [*_terms("GPT很好!")] == ["gpt", "很", "好", "!", "gpt 很", "很 好", "好 !"]
+
+
+def test_many_comments_are_never_all_in_memory_at_once() -> None:
+    texts, targets = drawn(2 * AT_A_TIME + 1, noise=1.0)
+    model = CommentModel(texts, targets)
+    assert [len(part) for part in model._parts(texts)] == [AT_A_TIME, AT_A_TIME, 1]
+    worth, sure = model.read(texts)
+    assert (len(worth), len(sure)) == (len(texts), len(texts))
+    assert dict(zip(texts, worth, strict=True)) == pytest.approx(SAID, abs=0.1)
+    assert model.read([]) == ([], [])

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_ray.algo.reliability import area_under_curve
 from rlhf_ray.feedback.quality import Person, Quality, quality_of
-from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating
+from rlhf_ray.feedback.schema import Answer, Feedback, Ranking, Rating, Scale
 from rlhf_ray.types import Message
 
 Choose = Callable[[list[float], random.Random], tuple[int, int]]
@@ -137,6 +137,58 @@ def test_ratings_that_are_kind_flat_or_turned_round_are_told_apart() -> None:
     assert people["kind"].remarks == people["good-0"].remarks == ()
     (agreement,) = quality.agreement
     assert (agreement.what, agreement.things) == ("stars, overall", 500)
+
+
+def told(item: int, who: str, value: float, *, scale: Scale = "stars", aspect: str = "overall") -> Feedback:
+    return Feedback(
+        messages=(Message("user", f"question {item}"),),
+        prompt_id=f"p{item}",
+        group="g",
+        annotator=who,
+        answers=(Answer(text="a", sampler="m"),),
+        rating=Rating(value=value, scale=scale, aspect=aspect),
+    )
+
+
+def test_a_person_is_known_by_every_aspect_that_was_rated_often_enough() -> None:
+    """One rates 60 answers' tone the wrong way round; `overall`, which is the commoner, is right, or not given."""
+    draw, items = random.Random(0), []
+    for item in range(70):
+        quality = draw.random()
+        items += [told(item, who, 1 + 4 * quality) for who in ("ann", "bob", "half")]
+        if item < 60:
+            items += [told(item, who, 1 + 4 * quality, aspect="tone") for who in ("ann", "bob", "cat")]
+            items += [told(item, who, 5 - 4 * quality, aspect="tone") for who in ("foe", "half")]
+    people = by_name(quality_of(items))
+    assert people["foe"].remarks == ("rates the wrong way round",)
+    assert (people["foe"].ratings, people["ann"].ratings) == (60, 130)
+    assert people["ann"].correlation == pytest.approx(1, abs=0.05)
+    assert people["half"].correlation == pytest.approx((70 - 60) / 130, abs=0.05)
+
+
+def test_thumbs_and_stars_both_tell_and_bias_is_in_points_of_what_one_used_most() -> None:
+    draw, items = random.Random(0), []
+    lines = {"ann": (3.0, 0.9), "bob": (3.0, 0.9), "cat": (3.0, 0.9), "kind": (3.5, 0.9), "foe": (3.0, -0.9)}
+    for item in range(100):
+        quality = draw.gauss(0, 1)
+        items += [told(item, who, float(quality + draw.gauss(0, 0.3) > 0), scale="thumb") for who in ("ann", "bob")]
+        for who, (middle, slope) in lines.items() if item < 50 else ():
+            items.append(told(item, who, min(5, max(1, middle + slope * quality + draw.gauss(0, 0.4)))))
+    people = by_name(quality_of(items))
+    assert people["foe"].remarks == ("rates the wrong way round",)
+    assert (people["kind"].bias or 0) - (people["cat"].bias or 0) == pytest.approx(0.5, abs=0.15)
+    assert (people["ann"].scale or 0) < 0.6 < (people["cat"].scale or 0)  # a thumb is worth less than a star
+
+
+def test_what_few_rated_tells_nothing_beside_what_many_did() -> None:
+    draw, items = random.Random(0), []
+    for item in range(60):
+        quality = draw.random()
+        items += [told(item, who, 1 + 4 * quality) for who in ("ann", "bob", "cat")]
+    alone = quality_of(items)
+    items += [told(item, who, draw.randint(1, 5), aspect="tone") for item in range(5) for who in ("ann", "bob", "cat")]
+    figures = [(person.ratings, person.bias, person.scale, person.correlation) for person in alone.people]
+    assert figures == [(p.ratings, p.bias, p.scale, p.correlation) for p in quality_of(items).people]
 
 
 def test_agreement_and_consistency_by_hand() -> None:

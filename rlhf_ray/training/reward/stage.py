@@ -21,7 +21,7 @@ from rlhf_ray.training.recipe import make_recipe
 from rlhf_ray.training.reward.card import write_card
 from rlhf_ray.training.reward.learn import fit_reward_model
 from rlhf_ray.training.reward.measure import measure, told_by
-from rlhf_ray.training.reward.objective import learnable
+from rlhf_ray.training.reward.objective import kinds_of, learnable
 from rlhf_ray.training.reward.validate import cross_validate
 
 
@@ -57,6 +57,9 @@ def make_reward_model(
     ignored = sorted(name for name, person in reader.reliability.items() if person.choices == person.ratings == 0)
     if ignored:
         say(f"reward model: {len(ignored)} annotators are no better than chance and count for nothing")
+    if reader.unread and "comments" in kinds_of(wanted.feedback):
+        why = ", ".join(f"{n} {reason}" for reason, n in reader.unread.items())
+        say(f"reward model: {sum(reader.unread.values())} comments are not read: {why}")
     on_choices = fit_reward_model(
         base,
         train,
