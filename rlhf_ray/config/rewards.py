@@ -26,7 +26,7 @@ class ModelReward(_Source):
     kind: Literal["model"]
     """A sequence classifier with one label."""
     paths: tuple[Path, ...] = ()
-    """Folders, several for an ensemble; by default the run's own reward model, with all members that it has."""
+    """Folders, each with all members that it has, together an ensemble; by default the run's own reward model."""
     uncertainty: Annotated[float, Field(ge=0)] = 0.0
     """The reward is the members' mean less this times their variance (Coste et al., arXiv:2310.02743), or that of its
     heads for a single model (`reward_model.ensemble`)."""

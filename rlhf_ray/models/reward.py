@@ -73,12 +73,12 @@ class RewardModel:
         if self.sureness is None or not texts:
             return Considered(self.score_texts(texts, prompts), [], [], self.mean)
         features = self.features(self._encode(texts), prompts)
-        spread = self.sureness.spread(features)
+        spreads = self.sureness.spread(features).tolist() if self.has_heads else []
         with torch.inference_mode():
             rewards = self.head(features.to(self.model.device)).float().cpu()[:, 0]
         return Considered(
             rewards.tolist(),
-            [] if spread is None else spread.tolist(),
+            spreads,
             self.sureness.strange(features).tolist(),
             self.mean,
         )
@@ -88,6 +88,11 @@ class RewardModel:
         if self.sureness is None:
             return torch.zeros(len(exchanges), 0)
         return self.sureness.opinions(self.features(self.encode(exchanges)))
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether several last layers tell how sure it is."""
+        return self.sureness is not None and len(self.sureness.heads) > 1
 
     def features(self, encoded: Sequence[Sequence[int]], prompts: Sequence[Hashable] = ()) -> torch.Tensor:
         """(B, H) what the head reads of token id lists, without gradients; `prompts` as `score_texts` has them."""

@@ -67,10 +67,9 @@ class Sureness:
         opinions: Tensor = (features - self.middle) @ self.heads.T
         return opinions
 
-    def spread(self, features: Tensor) -> Tensor | None:
-        """(B) standard deviation of the opinions; None where there are no two, which is not the same as no doubt."""
-        if len(self.heads) < 2:
-            return None
+    def spread(self, features: Tensor) -> Tensor:
+        """(B) standard deviation of the opinions, of which two at least are needed: one has none, and no certainty."""
+        assert len(self.heads) > 1, len(self.heads)
         return self.opinions(features).std(1, correction=0)
 
     def strange(self, features: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def read_keys(config: RewardsConfig) -> dict[str, str]:
 
 def _make(config: SourceConfig, own_model: Path, key: str | None) -> Source:
     if isinstance(config, ModelReward):
-        members = [load_reward_model(path) for path in config.paths or members_of(own_model)]
+        folders = config.paths or [own_model]
+        members = [load_reward_model(member) for folder in folders for member in members_of(folder)]
         return ModelSource(members, uncertainty=config.uncertainty)
     if isinstance(config, EnvironmentReward):
         return EnvironmentSource()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rlhf_ray.config import Config
 from rlhf_ray.errors import ConfigError, InputError
+from rlhf_ray.models.ensemble import load_ensemble
 from rlhf_ray.models.files import CPU_HEAD_SIZES, check_cpu_attention
 from rlhf_ray.models.policy import load_policy
-from rlhf_ray.models.reward import load_reward_model
 from rlhf_ray.rewards.combined import read_keys
 from rlhf_ray.rewards.function import load_function
 from rlhf_ray.roles.environment import load_environment
@@ -36,15 +36,21 @@ def check_models(config: Config) -> None:
             f"model.hidden={config.model.hidden} over model.heads={config.model.heads} is a head size that vLLM's CPU "
             f"attention does not have; it has {', '.join(map(str, CPU_HEAD_SIZES))}"
         )
-    if config.reward_model.path is not None:
-        load_reward_model(config.reward_model.path)
+    own = config.reward_model.path
+    if own is not None:
+        load_ensemble(own)
     if config.rollout.environment is not None:
         load_environment(config.rollout.environment)
     read_keys(config.rewards)
-    for source in config.rewards.sources.values():
+    for name, source in config.rewards.sources.items():
         if source.kind == "model":
-            for path in source.paths:
-                load_reward_model(path)
+            folders = source.paths or ([] if own is None else [own])
+            members = [member for folder in folders for member in load_ensemble(folder).members]
+            if source.uncertainty and len(members) == 1 and not members[0].has_heads:
+                raise ConfigError(
+                    f"rewards.sources.{name}.uncertainty is that of an ensemble, and the reward model in {folders[0]} "
+                    "does not know how sure it is: it has neither several heads nor members; leave it out"
+                )
         if source.kind == "function":
             load_function(source.of)
 

@@ -23,9 +23,7 @@ SURE = Sureness(
 
 def test_spread_and_distance_by_hand() -> None:
     features = torch.tensor([[1.0, 1.0], [2.0, 5.0], [4.0, 1.0]])
-    spread = SURE.spread(features)
-    assert spread is not None
-    assert spread.tolist() == [0.0, 1.0, 3.0]  # 0 0, 1 3, 3 9
+    assert SURE.spread(features).tolist() == [0.0, 1.0, 3.0]  # 0 0, 1 3, 3 9
     assert SURE.distance(features).tolist() == [0.0, 3.0, 3.0]  # 1 + 4 / 2
     assert SURE.strange(features).tolist() == [False, True, True]
 

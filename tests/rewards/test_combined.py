@@ -8,6 +8,8 @@ import pytest
 
 from rlhf_ray.config import load_config
 from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.models.files import MEMBERS
+from rlhf_ray.models.reward import new_reward_model
 from rlhf_ray.models.sureness import Considered
 from rlhf_ray.rewards.combined import CombinedRewards, Weighted, make_sources, read_keys
 from rlhf_ray.rewards.function import FunctionSource, load_function
@@ -16,6 +18,7 @@ from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.rewards.remote import RemoteSource
 from rlhf_ray.rewards.source import Given, as_reward
 from rlhf_ray.types import Exchange
+from tests.models.tiny import make_policy_folder
 from tests.roles.fakes import LengthScorer, make_exchange
 
 EXCHANGES = [make_exchange("four"), make_exchange("no")]
@@ -184,6 +187,15 @@ def test_each_kind_is_made_from_the_config(monkeypatch: pytest.MonkeyPatch) -> N
     assert made["short"].weight == 0.5
     assert made["judge"].source.service.url == "http://127.0.0.1:1/v1/chat/completions"  # type: ignore[attr-defined]
     assert not config.needs_reward_model
+
+
+def test_the_folder_of_an_ensemble_is_all_of_its_members(tmp_path: Path) -> None:
+    for seed, folder in enumerate((tmp_path / "two", tmp_path / "two" / MEMBERS / "1")):
+        new_reward_model(make_policy_folder(tmp_path / f"base-{seed}"), "decoder", seed=seed).save(folder)
+    config = load_config(None, [f"rewards.sources.mine={{kind: model, paths: [{tmp_path / 'two'}], uncertainty: 1}}"])
+    for own, sources in ((Path("nowhere"), config.rewards), (tmp_path / "two", load_config(None, []).rewards)):
+        [made] = make_sources(sources, own, {}).sources.values()
+        assert len(made.source.members) == 2  # type: ignore[attr-defined]
 
 
 def test_by_default_it_is_the_runs_own_reward_model() -> None:

@@ -7,6 +7,8 @@ import pytest
 from rlhf_ray.config import Config, load_config
 from rlhf_ray.errors import ConfigError, InputError, ModelError
 from rlhf_ray.feedback.store import FeedbackStore
+from rlhf_ray.models.files import MEMBERS
+from rlhf_ray.models.reward import new_reward_model
 from rlhf_ray.training.beginning import check_models, take_over
 from rlhf_ray.training.run_folder import RunFolder
 from tests.models.tiny import make_policy_folder
@@ -55,6 +57,23 @@ def test_a_head_size_that_the_engine_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="head size"):
         check_models(load_config(None, ["model.heads=8"]))
     check_models(load_config(None, ["model.heads=8", "resources.generator_gpus=1"]))
+
+
+def test_a_penalty_for_doubt_needs_a_model_that_knows_it(tmp_path: Path) -> None:
+    reward_model = new_reward_model(make_policy_folder(tmp_path / "base"), "decoder")
+    reward_model.save(tmp_path / "sure")
+    reward_model.save(tmp_path / "two")
+    reward_model.save(tmp_path / "two" / MEMBERS / "1")
+
+    def check(folder: str, uncertainty: float, *more: str) -> None:
+        source = f"{{kind: model, paths: [{folder}], uncertainty: {uncertainty}}}"
+        check_models(load_config(None, [f"rewards.sources.mine={source}", *more]))
+
+    for folder, more in ((str(tmp_path / "sure"), ()), ("", (f"reward_model.path={tmp_path / 'sure'}",))):
+        with pytest.raises(ConfigError, match=r"sources\.mine\.uncertainty is that of an ensemble"):
+            check(folder, 1, *more)
+        check(folder, 0, *more)
+    check(str(tmp_path / "two"), 1)
 
 
 def test_a_model_folder_of_such_a_head_size_is_refused_too(tmp_path: Path) -> None:
