@@ -82,11 +82,12 @@ class RewardModelConfig(Section):
     """Learn besides from what is said of the newer policy's answers, `run.from`'s; `rlhf reward --refresh` sets it."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose feedback only measures."""
-    cross_validation: Annotated[int, Field(ge=0)] = 0
+    cross_validation: Literal[0] | Annotated[int, Field(ge=2)] = 0
     """Folds to train besides, for an accuracy with a small interval on few pairs; 0: none."""
     confirmed_by: Annotated[int, Field(ge=0)] = 50
-    """Prompts whose choices, unseen, say how loud its scores may be. Where validation has fewer, models like it are
-    fitted besides, each without a tenth of the prompts, and asked of those; 0: never."""
+    """Prompts whose choices, unseen, say how loud its scores may be, or ratings and thumbs where answers stand alone.
+    Where validation has fewer, models like it are fitted besides, each without a tenth of the prompts, and asked of
+    those; 0: never."""
     least_std: Annotated[float, Field(gt=0, le=1)] = 0.001
     """Standard deviation that its scores have though nothing confirms them. 1: a control, as loud as a good model
     whatever it is worth; PPO then follows what noise there is."""

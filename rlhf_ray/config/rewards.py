@@ -117,8 +117,12 @@ Source = Annotated[
 ]
 
 
+OWN = "reward_model"
+"""The source there is where none is named, which is a model."""
+
+
 def _own_model() -> dict[str, Source]:
-    return {"reward_model": ModelReward(kind="model")}
+    return {OWN: ModelReward(kind="model")}
 
 
 class RewardsConfig(Section):
@@ -128,6 +132,13 @@ class RewardsConfig(Section):
     """By name. Giving any replaces the default, which is the run's own reward model."""
     replacements: Count = 3
     """How often in a step prompts left without a reward make room for others, before the step fails."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _own_model_is_known(cls, sources: Any) -> Any:
+        """So that `rewards.sources.reward_model.uncertainty=1` changes the default source."""
+        own = sources.get(OWN) if isinstance(sources, dict) else None
+        return {**sources, OWN: {"kind": "model", **own}} if isinstance(own, dict) else sources
 
     @property
     def own_model(self) -> bool:

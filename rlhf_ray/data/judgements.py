@@ -1,5 +1,6 @@
 """Feedback as a reward model learns from it: answers in order, ratings and thumbs, each with what it counts for."""
 
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -119,6 +120,34 @@ def comparisons(judgements: Iterable[Judgement]) -> list[Comparison]:
         for better, worse in permutations(rated, 2):
             if _height(better) > _height(worse) and better.response != worse.response:
                 found.append(Comparison(better.prompt, better.response, worse.response, better.kind))
+    return found
+
+
+def matched(judgements: Iterable[Judgement]) -> list[tuple[Exchange, Exchange]]:
+    """(better, worse) of answers to different prompts, each of which is in one pair: of each aspect's ratings those
+    above the middle with those below, and thumbs up with thumbs down.
+
+    For feedback in which every answer stands alone. Which goes with which is drawn, the same each time.
+    """
+    heights: defaultdict[str | None, list[tuple[float, Exchange]]] = defaultdict(list)
+    for item in judgements:
+        if not isinstance(item, Ordered) and item.kind != "comments":
+            aspect = item.aspect if isinstance(item, Rated) else None
+            heights[aspect].append((_height(item), item.exchanges[0]))
+    found: list[tuple[Exchange, Exchange]] = []
+    for rated in heights.values():
+        random.Random(0).shuffle(rated)
+        rated.sort(key=lambda one: one[0])
+        half = len(rated) // 2
+        found += (
+            [
+                (better, worse)
+                for (low, worse), (high, better) in zip(rated[:half], rated[-half:], strict=True)
+                if low < high and better.prompt.id != worse.prompt.id
+            ]
+            if half
+            else []
+        )
     return found
 
 

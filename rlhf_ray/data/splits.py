@@ -14,11 +14,11 @@ def split_by_group(
 ) -> tuple[list[Item], list[Item]]:
     """Items to train on and items held out; no group has items in both.
 
-    `held_out` is a share of the groups (a float below 1) or a number of them (an int). Which groups are held out
-    depends on their names and the seed, not on the order of the items.
+    `held_out` is a share of the groups, one at least (a float below 1), or a number of them (an int). Which groups are
+    held out depends on their names and the seed, not on the order of the items.
     """
     groups = _shuffled({group(item) for item in items}, seed)
-    wanted = round(held_out * len(groups)) if isinstance(held_out, float) else held_out
+    wanted = max(1, round(held_out * len(groups))) if isinstance(held_out, float) else held_out
     if not 0 < wanted < len(groups):
         raise DataError(
             f"cannot hold out {held_out} of {len(groups)} distinct prompt groups ({len(items)} rows): at least one has "

@@ -24,6 +24,10 @@ TAKEN_OVER = {
 """What each stage leaves that `run.from` may give, in their order."""
 
 
+TAKEN_FROM = "taken_from.json"
+"""Which run the results are from that a run has taken over."""
+
+
 def check_models(config: Config) -> None:
     """Refuses a model folder, or a size, that cannot be used, before any work is done."""
     on_cpu = config.resources.generator_gpus == 0
@@ -55,11 +59,43 @@ def check_models(config: Config) -> None:
             load_function(source.of)
 
 
+def check_source(config: Config) -> None:
+    """Refuses a `run.from` that cannot give what this run wants of it."""
+    if config.run.from_ is None:
+        return
+    source, theirs = existing_run(config.run.from_)
+    folder = RunFolder(config.run.root / str(config.run.id))
+    before = folder.read_json(TAKEN_FROM)
+    if before is not None and Path(before) != source.path.resolve() and Path(before).exists():
+        raise ConfigError(
+            f"{folder.path} holds results of {before}, none of {source.path}: leave run.from as it was, or set another "
+            "run.id"
+        )
+    if config.run.take == "feedback" and theirs.recipe != config.recipe:
+        raise ConfigError(
+            f"run.from={source.path} has feedback of recipe={theirs.recipe}, and this run is recipe={config.recipe}: "
+            f"set recipe, data and model as that run has them; -c {source.path / 'config.yaml'} does"
+        )
+    if config.reward_model.refresh:
+        trained_policy(source)
+
+
+def trained_policy(source: RunFolder) -> Path:
+    """The one that a run has trained; `InputError` where it has not yet."""
+    if not source.policy.is_dir():
+        raise InputError(
+            f"run.from={source.path} has trained no policy yet: run `rlhf ppo -c {source.path / 'config.yaml'}`, "
+            "which goes on where that run ended, and then this command again"
+        )
+    return source.policy
+
+
 def take_over(config: Config, folder: RunFolder, *, say: Callable[[str], None]) -> None:
     """Copies from `run.from` what this run does not have yet."""
     if config.run.from_ is None:
         return
     source, _ = existing_run(config.run.from_)
+    folder.write_json(TAKEN_FROM, str(source.path.resolve()))
     stages = list(TAKEN_OVER)
     taken = []
     for name in (name for stage in stages[: stages.index(config.run.take) + 1] for name in TAKEN_OVER[stage]):

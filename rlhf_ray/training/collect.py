@@ -23,7 +23,8 @@ Say = Callable[[str], None]
 
 def collect_from_people(store: FeedbackStore, recipe: PreferencesRecipe, config: Config, *, say: Say) -> dict[str, Any]:
     """Writes the choices of the training side into the store; the held-out side stays out of every training stage."""
-    say(f"{config.data.path}: {recipe.described}")
+    measuring = f"those on {len(recipe.held_out_prompts)} prompts are kept to measure the policy by (data.held_out)"
+    say(f"{config.data.path}: {recipe.described}; {measuring}")
     store.add(recipe.train)
     return _freeze(store, say=say)
 
@@ -39,7 +40,9 @@ def bring_over(store: FeedbackStore, *, older: str, snapshot: str) -> set[str]:
 def collect_again(store: FeedbackStore, *, known: set[str], say: Say) -> dict[str, Any]:
     """Freezes what people have said by now; `DataError` where that is nothing but what is `known`, by id."""
     found = _freeze(store, say=say)
-    if store.members(found["snapshot"]) <= known:
+    new = store.members(found["snapshot"]) - known
+    say(f"{len(new)} of them are new since run.from learnt from its own")
+    if not new:
         raise DataError(
             f"{store.name} holds nothing that run.from has not learnt from: have people judge its policy's answers "
             "(rlhf feedback ask), into this store or into that of run.from, and run the same command again"

@@ -250,15 +250,14 @@ class _Looks(TrainerCallback, Generic[Item]):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step, pace = state.global_step, self._pace
-        if self.step % self._config.eval_every and self.step < pace.end:
-            return
-        self._look()
-        if self._without_improvement >= self._config.patience:
-            self.flat = True
-            pace.turn_flat(self.step)
-        if self.step == pace.tail_start:
-            self.restore_best()
-        control.should_training_stop = self.step >= pace.end
+        if self.step % self._config.eval_every == 0 or self.step >= pace.end:
+            self._look()
+            if self._without_improvement >= self._config.patience:
+                self.flat = True
+                pace.turn_flat(self.step)
+            if self.step == pace.tail_start:
+                self.restore_best()
+            control.should_training_stop = self.step >= pace.end
         due = time.monotonic() - self._saved >= SAVE_AFTER_S or control.should_training_stop
         control.should_save = control.should_save or (self.saving and bool(_over_ranks(due)[0]))
 

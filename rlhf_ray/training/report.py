@@ -215,8 +215,12 @@ def _reward_model_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {"n_held_out": "choices held out", "margin": "mean margin", "temperature": "temperature"}
     told = {**learnt, **{name: metrics.get(key) for key, name in names.items()}}
     told["rank correlation with length"] = mapping(metrics.get("length")).get("correlation")
+    told["rank correlation with held-out ratings"] = figure(metrics, "ratings", "overall", "spearman")
+    told["area under the ROC curve of held-out thumbs"] = figure(metrics, "thumbs", "auc")
     facts = [(name, short(value)) for name in told if (value := figure(told, name)) is not None]
     gate = mapping(metrics.get("gate"))
+    if gate and gate.get("better_by") is None:
+        facts.append(("beside no model", "not known: nothing that was held out compares two answers"))
     if (better := figure(gate, "better_by")) is not None:
         surely = "surely better" if gate.get("passed") else "not surely better"
         facts.append(("beside no model", f"{surely} than {gate.get('baseline')} ({better:+.3f})"))

@@ -155,7 +155,10 @@ def _refuse_changes(old: Config, new: Config, path: Path) -> None:
     ]
     if changed:
         shown = ", ".join(f"{key} ({_get(trees[0], key)} -> {_get(trees[1], key)})" for key in changed[:3])
-        raise ConfigError(f"{path} was made with another config: {shown}; set another run.id to start a new run")
+        raise ConfigError(
+            f"{path} was made with another config: {shown}; set another run.id to start a new run, and to keep what is "
+            f"done here run.from={path} with run.take, the last stage to keep: base_policy, feedback or reward_model"
+        )
 
 
 def _get(tree: Any, key: str) -> Any:

@@ -22,7 +22,7 @@ from rlhf_ray.recipes.preferences import PreferencesRecipe
 from rlhf_ray.roles.generators import GeneratorGroup
 from rlhf_ray.roles.placement import Placement, start_ray
 from rlhf_ray.training.base_policy import make_base_policy
-from rlhf_ray.training.beginning import check_models, take_over
+from rlhf_ray.training.beginning import check_models, check_source, take_over, trained_policy
 from rlhf_ray.training.collect import bring_over, collect_again, collect_from_annotators, collect_from_people
 from rlhf_ray.training.diagnosis import diagnose
 from rlhf_ray.training.direct import make_direct_policy
@@ -30,7 +30,8 @@ from rlhf_ray.training.improve import improve
 from rlhf_ray.training.metrics import read_metrics
 from rlhf_ray.training.recipe import drop_long_prompts, make_recipe
 from rlhf_ray.training.report import write_report
-from rlhf_ray.training.reward.stage import make_cross_validation, make_reward_model
+from rlhf_ray.training.reward.measure import how_right
+from rlhf_ray.training.reward.stage import check_feedback, make_cross_validation, make_reward_model
 from rlhf_ray.training.reward.validate import FOLD
 from rlhf_ray.training.run_folder import RunFolder, existing_run
 from rlhf_ray.training.stopping import Stopping
@@ -47,8 +48,7 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         raise ConfigError("the run has no name: give a config file, or set run.id")
     recipe = make_recipe(config)  # reads the data before anything is written
     check_models(config)
-    if config.run.from_ is not None:
-        existing_run(config.run.from_)
+    check_source(config)
     stopping = Stopping()
     with ExitStack() as stack:
         stack.enter_context(stopping.listening())
@@ -62,6 +62,8 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
         run.base_policy()
         if until != "base_policy":
             run.reward_model()
+        if until == "reward_model" and folder.reward_model.exists():
+            say(f"reward model: {folder.reward_model}; report: {write_report(folder.path)}")
         if until == "ppo":
             run.improve()
         return folder.path
@@ -110,6 +112,12 @@ class Run:
         """Trains the policy to start from."""
         if self.folder.base_policy.exists():
             return
+        if (
+            isinstance(self.recipe, PreferencesRecipe)
+            and self.config.needs_reward_model
+            and self.config.feedback.store is None
+        ):
+            check_feedback(self.recipe.train, self.config)
         with self._timed("base_policy"):
             record = self.placement.run_task(
                 make_base_policy,
@@ -145,9 +153,8 @@ class Run:
                 "set run.take=feedback, so that it learns from its half"
             )
         record = self._reward_model(self.folder.reward_model, "reward_model.json", half=0 if judged else None)
-        if record and record["accuracy"] is not None:
-            low, high = record["accuracy_ci95"]
-            self.say(f"reward model: accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out pairs")
+        if record:
+            self.say(f"reward model: {how_right(record)}")
         if judged:
             self._reward_model(self.folder.judge, "judge.json", half=1)
         self._cross_validate()
@@ -263,10 +270,7 @@ class Run:
     def newer_policy(self) -> Path:
         """The one that `run.from` has trained; `InputError` where it has not yet."""
         assert self.config.run.from_ is not None, "the config sees to that"
-        source, _ = existing_run(self.config.run.from_)
-        if not source.policy.is_dir():
-            raise InputError(f"run.from={source.path} has trained no policy yet; run its command again first")
-        return source.policy
+        return trained_policy(existing_run(self.config.run.from_)[0])
 
     def _cross_validate(self) -> None:
         """Adds to the record what reward models of all folds are worth, where that is asked for and not there yet."""
@@ -278,6 +282,8 @@ class Run:
                 make_cross_validation, self._reward_body, doing="cross-validating", fits=self.folder.fits
             )
             self.folder.write_json("reward_model.json", record)
+            folds = record["cross_validation"]
+            self.say(f"reward models of {folds['folds']} folds: {how_right(folds)}")
             self._drop_fits(*(path.name for path in self.folder.fits.glob(f"{FOLD}*")))
 
     @property

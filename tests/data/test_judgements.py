@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from rlhf_ray.data.judgements import (
     Comparison,
     Ordered,
@@ -6,6 +8,7 @@ from rlhf_ray.data.judgements import (
     comparisons,
     counted,
     exchanges_of,
+    matched,
     of_kinds,
     taken_apart,
 )
@@ -51,6 +54,19 @@ def test_thumbs_compare_up_with_down_and_what_words_are_worth_compares_nothing()
     thumbs = [Thumbed(PROMPT, "a", up=True), Thumbed(PROMPT, "b", up=False), Thumbed(PROMPT, "c", up=True)]
     assert pairs(*thumbs) == [("a", "b"), ("c", "b")]
     assert pairs(Rated(PROMPT, "a", 1.0, kind="comments"), Rated(PROMPT, "b", 0.0, kind="comments")) == []
+
+
+def test_answers_to_different_prompts_are_matched_the_upper_half_with_the_lower() -> None:
+    """Of five ratings the middle one stands alone; of four thumbs one points down, and of two aspects none is mixed."""
+    rated = [Rated(Prompt(f"{n}", (), f"{n}"), "a", float(n)) for n in (4, 1, 3, 0, 2)]
+    assert {(better.prompt.id, worse.prompt.id) for better, worse in matched(rated)} == {("3", "0"), ("4", "1")}
+    thumbs = [Thumbed(Prompt(f"{n}", (), f"{n}"), "a", up=n > 0) for n in range(4)]
+    [(better, worse)] = matched(thumbs)
+    assert (worse.prompt.id, better.prompt.id in "123") == ("0", True)
+    other = [replace(item, aspect="tone") for item in rated[:1]]
+    assert matched([*rated[:1], *other]) == []
+    assert matched([Rated(PROMPT, "a", 1.0), Rated(PROMPT, "b", 0.0)]) == []  # which compare as they are
+    assert matched([replace(item, kind="comments") for item in rated]) == matched([]) == []
 
 
 def test_kinds_are_told_apart_and_answers_are_named_once() -> None:

@@ -204,6 +204,14 @@ def test_by_default_it_is_the_runs_own_reward_model() -> None:
     assert config.rewards.own_model_alone
 
 
+def test_what_the_default_source_is_need_not_be_said_again() -> None:
+    config = load_config(None, ["run.id=r", "rewards.sources.reward_model.uncertainty=1.5"])
+    [source] = config.rewards.sources.values()
+    assert (source.kind, source.uncertainty) == ("model", 1.5)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"rewards\.sources\.mine"):
+        load_config(None, ["run.id=r", "rewards.sources.mine={weight: 2}"])
+
+
 def test_a_key_that_is_not_set_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     config = load_config(

@@ -1,5 +1,6 @@
 """What a run takes over from another, and which models it refuses before it begins."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rlhf_ray.errors import ConfigError, InputError, ModelError
 from rlhf_ray.feedback.store import FeedbackStore
 from rlhf_ray.models.files import MEMBERS
 from rlhf_ray.models.reward import new_reward_model
-from rlhf_ray.training.beginning import check_models, take_over
+from rlhf_ray.training.beginning import TAKEN_FROM, check_models, check_source, take_over
 from rlhf_ray.training.run_folder import RunFolder
 from tests.models.tiny import make_policy_folder
 from tests.recipes.test_preferences import make_pair
@@ -23,7 +24,7 @@ def taken(old: Path, *overrides: str) -> set[str]:
     new = RunFolder.open(config(old, *overrides))
     take_over(config(old, *overrides), new, say=lambda _: None)
     new.close()
-    return {path.name for path in new.path.iterdir()} - {"config.yaml", ".lock"}
+    return {path.name for path in new.path.iterdir()} - {"config.yaml", ".lock", TAKEN_FROM}
 
 
 def test_everything_before_ppo_is_taken_over(old: Path) -> None:
@@ -57,6 +58,34 @@ def test_a_head_size_that_the_engine_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="head size"):
         check_models(load_config(None, ["model.heads=8"]))
     check_models(load_config(None, ["model.heads=8", "resources.generator_gpus=1"]))
+
+
+def test_feedback_of_another_recipe_is_refused(old: Path) -> None:
+    """The default recipe's simulated annotators would judge among people, and nobody would see it."""
+    with pytest.raises(ConfigError, match=r"feedback of recipe=dialogue.*-c .*config\.yaml does"):
+        check_source(config(old, "run.take=feedback", "recipe=preferences", "data.path=x.jsonl"))
+    check_source(config(old, "run.take=base_policy", "recipe=preferences", "data.path=x.jsonl"))
+    check_source(config(old, "run.take=feedback"))
+
+
+def test_a_refresh_needs_a_policy_before_anything_is_taken_over(old: Path) -> None:
+    refresh = ("run.take=feedback", "reward_model.refresh=true")
+    with pytest.raises(InputError, match=r"no policy yet: run `rlhf ppo -c .*config\.yaml`"):
+        check_source(config(old, *refresh))
+    (old / "policy").mkdir()
+    check_source(config(old, *refresh))
+
+
+def test_what_one_run_gave_is_not_gone_on_with_from_another(old: Path, tmp_path: Path) -> None:
+    taken(old, "run.take=feedback")
+    other = tmp_path / "other"
+    shutil.copytree(old, other)
+    later = load_config(None, [f"run.root={old.parent}", "run.id=new", f"run.from={other}"])
+    with pytest.raises(ConfigError, match=r"holds results of .*, none of .*other: leave run\.from as it was"):
+        check_source(later)
+    check_source(config(old, "run.take=feedback"))
+    shutil.move(old, tmp_path / "moved")  # what is gone cannot be meant
+    check_source(later)
 
 
 def test_a_penalty_for_doubt_needs_a_model_that_knows_it(tmp_path: Path) -> None:

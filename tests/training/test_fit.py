@@ -175,7 +175,7 @@ NOISY: dict[str, Any] = {
 FLAT_AT_15 = {"min_improvement": 100.0, "patience": 2}
 
 
-@pytest.mark.parametrize(("at", "kept", "settings"), [(10, 5, {}), (35, 30, {}), (18, 15, FLAT_AT_15)])
+@pytest.mark.parametrize(("at", "kept", "settings"), [(5, 4, {}), (10, 9, {}), (35, 34, {}), (18, 17, FLAT_AT_15)])
 def test_a_fit_that_broke_off_goes_on_to_the_same_weights(
     at: int, kept: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,10 +223,10 @@ def test_a_checkpoint_that_a_crash_cut_short_is_passed_over(tmp_path: Path, monk
     monkeypatch.setattr(fitting, "SAVE_AFTER_S", 0.0)
     with pytest.raises(Crash):
         run(Line(), **NOISY, folder=tmp_path, say=crash_at(20))
-    (tmp_path / "checkpoint-15" / "fit.json").unlink()
+    (tmp_path / "checkpoint-19" / "fit.json").unlink()
     lines: list[str] = []
     assert run(Line(), **NOISY, folder=tmp_path, lines=lines).curve == run(Line(), **NOISY).curve
-    assert lines[0].endswith("at step 10")
+    assert lines[0].endswith("at step 18")
 
 
 def test_a_fit_of_other_items_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ backbone != "encoder" else "" }}.
 
 Snapshot `{{ record.snapshot }}` of the feedback, as `reward_model.feedback={{ feedback }}`:
 {% for kind, n in record.learnt_from.items() %}
-- {{ n }} {{ kind }}
+- {{ n }} {{ kind }}{{ " of " + aspects if kind == "ratings" else "" }}
 {% endfor %}
 {% if record.ignored_annotators %}
 - {{ record.ignored_annotators | length }} annotators were no better than chance and counted for nothing
@@ -98,6 +98,7 @@ def write_card(folder: Path, record: dict[str, Any], config: Config) -> None:
         unit="standard deviations of ratings, taken for log-odds"
         if config.reward_model.feedback in ("ratings", "comments")
         else "log-odds",
+        aspects=", ".join(f"{name} (weight {weight:g})" for name, weight in config.reward_model.aspects.items()),
         members=config.reward_model.ensemble.members,
         ends=lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
     )

@@ -35,6 +35,8 @@ ANEW = 64
 """Parts of the feedback, at most, without each of which the last layer is learnt anew; of more it is estimated."""
 WIDEST = 512
 """Directions of the body's features that are looked at: those in which they vary most."""
+FEW = 30
+"""Held-out choices of which nothing can be said for sure."""
 Say = Callable[[str], None]
 
 
@@ -186,7 +188,10 @@ def table(explained: dict[str, Any]) -> list[str]:
     if explained["words"]:
         words = ", ".join(f"{term} {worth:+.2f}" for term, worth in explained["words"])
         lines.append(f"words that comments are read by: {words}")
-    lines.append(f"the {len(explained['mistakes'])} worst mistakes are in report.html")
+    if explained["held_out"] < FEW:
+        lines.append("of so few choices that were held out all of this may be luck: raise reward_model.held_out")
+    mistakes = len(explained["mistakes"])
+    lines.append(f"the {mistakes} worst mistakes are in report.html" if mistakes else "it gets all of them right")
     return lines
 
 

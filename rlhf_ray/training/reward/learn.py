@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import (
-    Comparison,
     Judgement,
     Ordered,
     Rated,
@@ -16,6 +15,7 @@ from rlhf_ray.data.judgements import (
     comparisons,
     counted,
     exchanges_of,
+    matched,
 )
 from rlhf_ray.data.splits import folds_by_group, split_by_group
 from rlhf_ray.models.ensemble import Ensemble
@@ -76,9 +76,10 @@ def fit_reward_model(
 
     `base`: the base policy's folder, whose body or size it takes. Of `train` it learns from the kinds that the config
     names. Accuracy and calibration are those of `held_out`, which nothing else looks at. The saved model's scores have
-    standard deviation 1 on the training responses, or less where choices that were not trained on confirm less
-    (`standardise`), and mean 0 where its head has a bias to say so. Those choices are the ones that end the fit, or,
-    where they are on fewer than `config.confirmed_by` prompts, those of parts that models like it are fitted without.
+    standard deviation 1 on the training responses, or less where judgements that were not trained on confirm less
+    (`Unseen`, `standardise`), and mean 0 where its head has a bias to say so. Those judgements are the ones that end
+    the fit, or, where they are on fewer than `config.confirmed_by` prompts, those of parts that models like it are
+    fitted without.
     """
 
     def fitted(name: str, items: Judgements, seed: int) -> Learnt:
@@ -90,18 +91,20 @@ def fit_reward_model(
         fitted(f"{stage}_{number}" if number else stage, taught, seed + APART * number)
         for number in range(config.ensemble.members)
     ]
-    unseen, own = Unseen(), _choices(learnt[0].validation, said=train)
-    if len({choice.prompt.id for choice in own}) < config.confirmed_by and _choices(taught, said=train):
+    some = _some(taught, seed=seed)
+    unseen = Unseen()
+    unseen.ask(learnt[0].reward_model, learnt[0].validation, said=train, exchanges=some)
+    compares = any(pairs(items) for pairs in (comparisons, matched) for items in (taught, train))
+    if compares and len(unseen.best.prompts) < config.confirmed_by:
+        others = Unseen()
         for number, (rest, part) in enumerate(_parts(taught, seed=seed)):
             without = fitted(f"{stage}_without_{number}", rest, seed).reward_model
-            unseen.ask(without, _choices(part, said=train), exchanges=_some(rest, seed=seed))
-            if unseen.prompts >= config.confirmed_by:
+            others.ask(without, part, said=train, exchanges=_some(rest, seed=seed))
+            if len(others.best.prompts) >= config.confirmed_by:
                 break
+        unseen = others if others.best.margins else unseen
     if rank_and_count()[0] > 0:
         return {}  # the first one says and saves it all
-    some = _some(taught, seed=seed)
-    if not unseen.margins:
-        unseen.ask(learnt[0].reward_model, own, exchanges=some)
     members = [each.reward_model for each in learnt]
     told, *_ = [standardise(each, some, unseen=unseen, least_std=config.least_std) for each in members]
     members[0].sureness = learn_sureness(members[0], *_split(taught, seed=seed), config=config, seed=seed)
@@ -201,12 +204,6 @@ def _parts(items: Judgements, *, seed: int) -> Iterator[tuple[Judgements, Judgem
         yield from folds_by_group(items, group=lambda item: item.prompt.group, folds=min(PARTS, groups), seed=seed)
 
 
-def _choices(items: Judgements, *, said: Judgements) -> list[Comparison]:
-    """Those among the items; ratings of one answer each compare nothing, but others that were said may."""
-    groups = {item.prompt.group for item in items}
-    return comparisons(items) or comparisons(item for item in said if item.prompt.group in groups)
-
-
 def _turned(item: Ordered) -> Ordered:
     """The worst first; ties stay ties."""
     below = [sum(other > rank for other in item.ranks) for rank in item.ranks]
@@ -215,9 +212,7 @@ def _turned(item: Ordered) -> Ordered:
 
 def _split(items: Judgements, *, seed: int) -> tuple[Judgements, Judgements]:
     """What a fit learns from, and what tells it when to stop."""
-    groups = len({item.prompt.group for item in items})
-    share = max(1, round(VALIDATION_SHARE * groups))
-    return split_by_group(items, group=lambda item: item.prompt.group, held_out=share, seed=seed)
+    return split_by_group(items, group=lambda item: item.prompt.group, held_out=VALIDATION_SHARE, seed=seed)
 
 
 def _fit(

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -206,6 +206,24 @@ def thumbs_among(judgements: Sequence[Judgement]) -> list[Thumbed]:
 def ratings_among(judgements: Sequence[Judgement]) -> list[Rated]:
     """What people gave numbers to."""
     return [item for item in judgements if isinstance(item, Rated) and item.kind == "ratings"]
+
+
+def how_right(record: Mapping[str, Any]) -> str:
+    """What a record of a reward model, or of a cross-validation, comes to, in a line."""
+    said = []
+    if record["accuracy"] is not None:
+        low, high = record["accuracy_ci95"]
+        pairs = record.get("pairs", record.get("n_held_out"))
+        said.append(f"accuracy {record['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {pairs} held-out pairs")
+    for name, found, key in (
+        ("rank correlation with", (record.get("ratings") or {}).get("overall"), "spearman"),
+        ("area under the ROC curve of", record.get("thumbs"), "auc"),
+    ):
+        if found is not None:
+            low, high = found["ci95"]
+            of = "ratings" if key == "spearman" else "thumbs"
+            said.append(f"{name} {found['n']} held-out {of} {found[key]:.3f} [{low:.3f}, {high:.3f}]")
+    return "; ".join(said) or "nothing that was held out says how good it is"
 
 
 def _trivial(pairs: Sequence[Comparison]) -> dict[str, list[float]]:

@@ -7,34 +7,70 @@ from typing import Any
 import torch
 
 from rlhf_ray.algo.ranking import Slope, slope_of
-from rlhf_ray.data.judgements import Comparison
+from rlhf_ray.data.judgements import Judgement, comparisons, matched
 from rlhf_ray.models.reward import RewardModel
-from rlhf_ray.training.reward.measure import margins_of
 from rlhf_ray.types import Exchange
+
+Judgements = Sequence[Judgement]
+
+
+FEW = 10
+"""Prompts on which choices, though all were right, say little of a model: where answers to different prompts can be
+compared, those are asked instead."""
+
+
+@dataclass
+class Evidence:
+    """Pairs of answers of which people found one better, each put to a model that did not learn from it."""
+
+    margins: list[float] = field(default_factory=list)
+    """The better one's score less the other's, in standard deviations of that model's scores, so that those of several
+    models can stand together."""
+    groups: list[str] = field(default_factory=list)
+    """Of prompts: what may go together."""
+    prompts: set[str] = field(default_factory=set)
+
+    def add(self, pairs: Sequence[tuple[Exchange, Exchange]], *, reward_model: RewardModel, std: float) -> None:
+        """Puts (better, worse) to a model whose scores have that standard deviation."""
+        scores = [reward_model.score(side) for side in zip(*pairs, strict=True)]
+        self.margins += [(better - worse) / std for better, worse in zip(*scores, strict=True)]
+        self.groups += [better.prompt.group for better, _ in pairs]
+        self.prompts |= {better.prompt.id for better, _ in pairs}
 
 
 @dataclass
 class Unseen:
-    """Choices, each put to a model that did not learn from it."""
+    """What models make of judgements that they did not learn from."""
 
-    margins: list[float] = field(default_factory=list)
-    """In standard deviations of that model's scores, so that those of several models can stand together."""
-    choices: list[Comparison] = field(default_factory=list)
+    within: Evidence = field(default_factory=Evidence)
+    """Of answers to one prompt, which is what a reward is for."""
+    across: Evidence = field(default_factory=Evidence)
+    """Of answers to different prompts, by their ratings and thumbs."""
 
-    def ask(self, reward_model: RewardModel, choices: Sequence[Comparison], *, exchanges: Sequence[Exchange]) -> None:
-        """Puts `choices` to a model whose scores of `exchanges` say what a standard deviation is."""
+    def ask(
+        self, reward_model: RewardModel, part: Judgements, *, said: Judgements, exchanges: Sequence[Exchange]
+    ) -> None:
+        """Puts a part of the feedback to a model whose scores of `exchanges` say what a standard deviation is; where it
+        compares nothing, what else was `said` of its groups.
+        """
         std = torch.tensor(reward_model.score(exchanges)).std(correction=0).clamp(min=1e-6).item()
-        self.margins += [margin / std for margin in margins_of(reward_model, choices)]
-        self.choices += choices
+        groups = {item.prompt.group for item in part}
+        besides = [item for item in said if item.prompt.group in groups]
+        choices = [
+            (Exchange(choice.prompt, choice.better), Exchange(choice.prompt, choice.worse))
+            for choice in comparisons(part) or comparisons(besides)
+        ]
+        self.within.add(choices, reward_model=reward_model, std=std)
+        self.across.add(matched(part) or matched(besides), reward_model=reward_model, std=std)
 
     @property
-    def prompts(self) -> int:
-        """How many the choices are on."""
-        return len({choice.prompt.id for choice in self.choices})
+    def best(self) -> Evidence:
+        """What tells more of how loud rewards may be."""
+        return self.across if self.across.margins and len(self.within.prompts) < FEW else self.within
 
     def slope(self) -> Slope | None:
-        """Log-odds a standard deviation, as these choices have it; None without choices."""
-        return slope_of(self.margins, [choice.prompt.group for choice in self.choices]) if self.margins else None
+        """Log-odds a standard deviation, as `best` has it; None without any pairs."""
+        return slope_of(self.best.margins, self.best.groups) if self.best.margins else None
 
 
 def standardise(
@@ -68,6 +104,10 @@ def standardise(
         "score_mean": reward_model.mean,
         "score_std": std / scale,
         "confirmed_std": slope and slope.confirmed,
-        "confirmed_by": {"choices": len(unseen.choices), "prompts": unseen.prompts},
+        "confirmed_by": {
+            "choices": len(unseen.best.margins),
+            "prompts": len(unseen.best.prompts),
+            "across_prompts": unseen.best is unseen.across,
+        },
         "temperature": std / slope.value if slope and slope.value > 0 else None,
     }

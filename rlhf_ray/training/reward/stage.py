@@ -24,6 +24,9 @@ from rlhf_ray.training.reward.measure import measure, told_by
 from rlhf_ray.training.reward.objective import kinds_of, learnable
 from rlhf_ray.training.reward.validate import cross_validate
 
+QUIET = 0.01
+"""Standard deviation of scores below which PPO's KL weight outweighs them."""
+
 
 def make_reward_model(
     config: Config,
@@ -46,10 +49,7 @@ def make_reward_model(
     say = print if first else _nothing
     feedback = read_frozen(store, snapshot, config=config, say=say)
     train, held_out, reader = read_sides(feedback, config, half=half)
-    counting = of_aspects(feedback, wanted.aspects)
-    if wanted.cross_validation:  # whose complaint would come hours later
-        folds_by_group(counting, group=lambda item: item.group, folds=wanted.cross_validation, seed=config.seed)
-    if others := len(feedback) - len(counting):
+    if others := len(feedback) - len(of_aspects(feedback, wanted.aspects)):
         say(f"reward model: {others} ratings of other aspects than {', '.join(wanted.aspects)} are left out")
     said = ", ".join(f"{n} {kind}" for kind, n in counted(learnable(train, wanted)).items())
     judging = len(told_by(held_out, wanted))
@@ -109,6 +109,16 @@ def make_cross_validation(config: Config, base: Path, *, store: str, snapshot: s
     return {**validated, **{name: validated[name]["accuracy"] for name in ("longer", "shorter")}}
 
 
+def check_feedback(feedback: Sequence[Feedback], config: Config) -> None:
+    """`DataError` for what no reward model can be learnt from: known before hours of other work."""
+    taken_at_its_word = config.reward_model.model_copy(update={"reliability": False})  # which takes longest to find out
+    read_sides(
+        feedback,
+        config.model_copy(update={"reward_model": taken_at_its_word}),
+        half=0 if config.reward_model.judge else None,
+    )
+
+
 def read_sides(
     feedback: Sequence[Feedback], config: Config, *, half: int | None = None
 ) -> tuple[list[Judgement], list[Judgement], Reader]:
@@ -122,12 +132,20 @@ def read_sides(
     kept = of_aspects(feedback, wanted.aspects)
     if not kept:
         raise DataError(_nothing_to_learn([], feedback, wanted))
+    if wanted.cross_validation:  # whose complaint would come hours later
+        folds_by_group(kept, group=lambda item: item.group, folds=wanted.cross_validation, seed=config.seed)
     train, held_out = split_by_group(kept, group=lambda item: item.group, held_out=wanted.held_out, seed=config.seed)
     reader = Reader(train, weigh=wanted.reliability, margin=wanted.margin)
     inner, outer = (reader.read(side, all_comments=wanted.feedback == "comments") for side in (train, held_out))
     taught = learnable(inner, wanted)
     if not taught:
         raise DataError(_nothing_to_learn(inner, feedback, wanted))
+    rated = _rated_aspects(feedback)
+    if unrated := sorted(set(wanted.aspects) - rated) if rated & set(wanted.aspects) else []:
+        raise DataError(
+            f"nobody rated {', '.join(unrated)}, which reward_model.aspects names; ratings are of "
+            f"{', '.join(sorted(rated))}"
+        )
     if wanted.limit is not None and half != 1:  # the judge learns from all of its half
         counted_in = taken_apart(taught) if wanted.feedback == "pairs" else taught
         inner = random.Random(f"limit/{config.seed}").sample(counted_in, min(wanted.limit, len(counted_in)))
@@ -167,16 +185,22 @@ def _nothing(line: str) -> None:
 
 
 def _nothing_to_learn(read: Sequence[Judgement], feedback: Sequence[Feedback], config: RewardModelConfig) -> str:
-    there = ", ".join(counted(read)) or "nothing"
-    said = f"the feedback holds no {config.feedback} to learn from, but {there}"
+    if config.feedback in ("ratings", "joint") and (unknown := sorted(_rated_aspects(feedback) - set(config.aspects))):
+        counting = ", ".join(config.aspects)
+        return (
+            f"the feedback rates {', '.join(unknown)}, and nothing of {counting}, which reward_model.aspects names: "
+            f"say what counts, such as reward_model.aspects={{{unknown[0]}: 1.0}}"
+        )
+    said = f"the feedback holds no {config.feedback} to learn from, but {', '.join(counted(read)) or 'nothing'}"
+    if read and all(isinstance(item, Ordered) and len(set(item.ranks)) == 1 for item in read):
+        return f"{said} that are all ties, which teach something with reward_model.ties=davidson"
     if config.feedback == "comments":
         said += "; comments are worth something only beside ratings"
-    rated = {item.rating.aspect for item in feedback if item.rating and item.rating.scale != "thumb"}
-    if unknown := sorted(rated - set(config.aspects)):
-        said += f"; ratings are of {', '.join(unknown)}: name those that count in reward_model.aspects"
-    if read and all(isinstance(item, Ordered) and len(set(item.ranks)) == 1 for item in read):
-        said += "; all are ties, which teach something with reward_model.ties=davidson"
     return f"{said}; set reward_model.feedback"
+
+
+def _rated_aspects(feedback: Sequence[Feedback]) -> set[str]:
+    return {item.rating.aspect for item in feedback if item.rating and item.rating.scale != "thumb"}
 
 
 def _record(on_choices: dict[str, Any], measured: dict[str, Any], *, against: str) -> dict[str, Any]:
@@ -223,10 +247,13 @@ def _remarks(on_choices: dict[str, Any]) -> list[str]:
     remarks = []
     if on_choices["confirmed_std"] is not None and on_choices["score_std"] < 0.99:
         asked, confirmed = on_choices["confirmed_by"], on_choices["confirmed_std"]
+        of = "pairs of answers to different prompts" if asked["across_prompts"] else "choices between answers"
         remarks.append(
-            f"{asked['choices']} choices on {asked['prompts']} prompts that were not learnt from confirm log-odds of "
+            f"{asked['choices']} {of}, on {asked['prompts']} prompts, that were not learnt from confirm log-odds of "
             f"{confirmed:.2f} a standard deviation, so its scores vary by {on_choices['score_std']:.3f} and not by 1"
         )
+        if on_choices["score_std"] < QUIET:
+            remarks.append("PPO will hardly follow it: give it more feedback, or say reward_model.least_std=1")
     gate = on_choices["gate"]
     if gate["better_by"] is None:
         remarks.append(

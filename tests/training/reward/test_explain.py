@@ -160,7 +160,8 @@ def test_what_was_held_out_is_that_of_the_run_that_trained_it(tmp_path: Path) ->
     """With a seed of its own, a run that takes the model over would hold out what the model has learnt from."""
     run = make_run(tmp_path)
     settings = [f"run.root={tmp_path}", "run.id=later", f"run.from={run}", "run.take=reward_model", "seed=5"]
-    config = load_config(None, [*settings, "reward_model.held_out=0.3"])
+    settings += ["recipe=preferences", "data.format=preference", f"data.path={tmp_path / 'choices.jsonl'}"]
+    config = load_config(None, [*settings, "data.held_out=1", "reward_model.held_out=0.3"])
     folder = RunFolder.open(config)
     take_over(config, folder, say=lambda line: None)
     folder.close()

@@ -152,6 +152,9 @@ def test_where_each_answer_stands_alone_it_learns_and_says_that_nothing_was_comp
     assert metrics["thumbs"]["auc"] > 0.9
     assert metrics["thumbs"]["n"] == 120
     assert metrics["score_std"] == pytest.approx(1, abs=1e-3)
+    assert metrics["confirmed_by"]["across_prompts"]
+    noise = learn(tmp_path / "noise", train, held_out=held_out, feedback="thumbs", shuffle_labels=True)
+    assert noise["score_std"] < 0.2
 
 
 def test_the_prompts_of_a_step_can_be_shared_out(tmp_path: Path) -> None:
@@ -329,8 +332,8 @@ def test_of_few_choices_a_good_model_is_believed_and_a_bad_one_is_not(tmp_path: 
     alone = learn(tmp_path / "alone", data)
     asked = learn(tmp_path / "asked", data, confirmed_by=50)
     noise = learn(tmp_path / "noise", data, confirmed_by=50, shuffle_labels=True)
-    assert alone["confirmed_by"] == {"choices": 5, "prompts": 5}
-    assert asked["confirmed_by"] == noise["confirmed_by"] == {"choices": 50, "prompts": 50}
+    assert alone["confirmed_by"] == {"choices": 5, "prompts": 5, "across_prompts": False}
+    assert asked["confirmed_by"] == noise["confirmed_by"] == {"choices": 50, "prompts": 50, "across_prompts": False}
     assert alone["score_std"] == pytest.approx(0.001)
     assert asked["score_std"] > 0.5
     assert noise["score_std"] < 0.1

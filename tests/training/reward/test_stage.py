@@ -109,13 +109,16 @@ def test_ratings_of_aspects_that_do_not_count_are_neither_learnt_from_nor_measur
     feedback = [*rated(20), *rated(20, aspect="verbosity")]
     train, held_out, _ = read_sides(feedback, load_config(None, ["reward_model.feedback=ratings"]))
     assert (counted(train), counted(held_out)) == ({"ratings": 18}, {"ratings": 2})
-    with pytest.raises(DataError, match=r"ratings are of verbosity: name those that count in reward_model\.aspects"):
+    with pytest.raises(DataError, match=r"rates verbosity, and nothing of overall.*aspects=\{verbosity: 1\.0\}"):
         read_sides(rated(20, aspect="verbosity"), load_config(None, ["reward_model.feedback=ratings"]))
+    misspelt = ["reward_model.feedback=ratings", "reward_model.aspects={overall: 0.7, verbocity: 0.3}"]
+    with pytest.raises(DataError, match=r"nobody rated verbocity.*ratings are of overall, verbosity"):
+        read_sides(feedback, load_config(None, misspelt))
 
 
 def test_ties_alone_teach_nothing_until_they_are_asked() -> None:
     tied = [item.model_copy(update={"ranking": Ranking(ranks=(1, 1, 1))}) for item in ranked(20)]
-    with pytest.raises(DataError, match=r"all are ties.*reward_model\.ties=davidson"):
+    with pytest.raises(DataError, match=r"that are all ties.*reward_model\.ties=davidson"):
         read_sides(tied, load_config(None, []))
     train, _, _ = read_sides(tied, load_config(None, ["reward_model.ties=davidson"]))
     assert counted(train) == {"rankings": 18}
