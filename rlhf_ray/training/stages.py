@@ -49,6 +49,8 @@ def run_stages(config: Config, *, until: Stage, say: Say) -> Path:
     recipe = make_recipe(config)  # reads the data before anything is written
     check_models(config)
     check_source(config)
+    if isinstance(recipe, PreferencesRecipe) and config.needs_reward_model and _learns_from_its_own(config):
+        check_feedback(recipe.train, config)  # before there is a folder, which would keep to these settings
     stopping = Stopping()
     with ExitStack() as stack:
         stack.enter_context(stopping.listening())
@@ -112,12 +114,6 @@ class Run:
         """Trains the policy to start from."""
         if self.folder.base_policy.exists():
             return
-        if (
-            isinstance(self.recipe, PreferencesRecipe)
-            and self.config.needs_reward_model
-            and self.config.feedback.store is None
-        ):
-            check_feedback(self.recipe.train, self.config)
         with self._timed("base_policy"):
             record = self.placement.run_task(
                 make_base_policy,
@@ -336,6 +332,12 @@ class Run:
             seconds = self.folder.read_json("stages.json") or {}
             seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
             self.folder.write_json("stages.json", seconds)
+
+
+def _learns_from_its_own(config: Config) -> bool:
+    """Whether the recipe brings all feedback that there will be, and none is frozen yet."""
+    frozen = config.run.root / str(config.run.id) / "feedback.json"
+    return config.run.from_ is None and config.feedback.store is None and not frozen.exists()
 
 
 def _finished(config: Config, folder: RunFolder) -> bool:
