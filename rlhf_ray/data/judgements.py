@@ -87,6 +87,7 @@ class Thumbed:
 
 
 Judgement = Ordered | Rated | Thumbed
+Judgements = Sequence[Judgement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +140,12 @@ def matched(judgements: Iterable[Judgement]) -> list[tuple[Exchange, Exchange]]:
         random.Random(0).shuffle(rated)
         rated.sort(key=lambda one: one[0])
         half = len(rated) // 2
-        found += (
-            [
-                (better, worse)
-                for (low, worse), (high, better) in zip(rated[:half], rated[-half:], strict=True)
-                if low < high and better.prompt.id != worse.prompt.id
-            ]
-            if half
-            else []
-        )
+        lower, upper = rated[:half], rated[len(rated) - half :]
+        found += [
+            (better, worse)
+            for (low, worse), (high, better) in zip(lower, upper, strict=True)
+            if low < high and better.prompt.id != worse.prompt.id
+        ]
     return found
 
 

@@ -1,7 +1,7 @@
 """Reward models from people's feedback: fitted, measured on held-out choices, saved whole or not at all."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.judgements import (
     Judgement,
+    Judgements,
     Ordered,
     Rated,
     Thumbed,
@@ -53,7 +54,6 @@ PARTS = 10
 LEAST_GROUPS = 3
 """Of prompts: one part is left out, one ends the fit, one teaches."""
 
-Judgements = Sequence[Judgement]
 Say = Callable[[str], None]
 
 

@@ -7,12 +7,9 @@ from typing import Any
 import torch
 
 from rlhf_ray.algo.ranking import Slope, slope_of
-from rlhf_ray.data.judgements import Judgement, comparisons, matched
+from rlhf_ray.data.judgements import Judgements, comparisons, matched
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.types import Exchange
-
-Judgements = Sequence[Judgement]
-
 
 FEW = 10
 """Prompts on which choices, though all were right, say little of a model: where answers to different prompts can be
@@ -32,8 +29,9 @@ class Evidence:
 
     def add(self, pairs: Sequence[tuple[Exchange, Exchange]], *, reward_model: RewardModel, std: float) -> None:
         """Puts (better, worse) to a model whose scores have that standard deviation."""
-        scores = [reward_model.score(side) for side in zip(*pairs, strict=True)]
-        self.margins += [(better - worse) / std for better, worse in zip(*scores, strict=True)]
+        answers = list(dict.fromkeys(answer for pair in pairs for answer in pair))
+        score = dict(zip(answers, reward_model.score(answers), strict=True))
+        self.margins += [(score[better] - score[worse]) / std for better, worse in pairs]
         self.groups += [better.prompt.group for better, _ in pairs]
         self.prompts |= {better.prompt.id for better, _ in pairs}
 

@@ -397,7 +397,7 @@ def test_a_fit_that_broke_off_goes_on_to_the_same_weights(tmp_path: Path, monkey
         go("broken", until=" step 30/")
     lines.clear()
     go("broken")
-    assert lines[0] == "reward_model goes on from its checkpoint at step 20"
+    assert lines[0] == "reward_model goes on from its checkpoint at step 29"
     whole, broken = (load_reward_model(tmp_path / name).model.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
