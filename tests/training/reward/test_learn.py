@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from rlhf_ray.models.reward import load_reward_model, new_reward_model
 from rlhf_ray.rewards.model import ModelSource
 from rlhf_ray.training import fit
 from rlhf_ray.training.reward.learn import fit_reward_model, shuffled
-from rlhf_ray.training.reward.scale import Unseen, standardise
+from rlhf_ray.training.reward.scale import Evidence, Unseen, standardise
 from rlhf_ray.types import Exchange
 from tests.models.tiny import make_policy_folder, make_prompt
 
@@ -311,6 +312,22 @@ def test_a_head_with_a_bias_takes_the_mean_too(tmp_path: Path, backbone: Any, fo
     assert (told["score_mean"] == 0) == (backbone == "encoder")
     differences = (after - after[0]) * told["logit_scale"]
     assert torch.allclose(differences, before - before[0], atol=1e-5)
+
+
+def test_the_temperature_is_the_likeliest_and_the_loudness_what_is_sure_by_hand(tmp_path: Path) -> None:
+    """Of 40 unseen choices a standard deviation apart 30 are right: log-odds of ln(30.5 / 10.5), less 1.645 errors."""
+    reward_model = new_reward_model(make_policy_folder(tmp_path / "base"), "encoder", texts=[GOOD, BAD] * 9)
+    exchanges = exchanges_of(choices(30))
+    std = torch.tensor(reward_model.score(exchanges)).std(correction=0).item()
+    names = [f"{number}" for number in range(40)]
+    unseen = Unseen(within=Evidence([1.0] * 30 + [-1.0] * 10, names, set(names)))
+    told = standardise(reward_model, exchanges, unseen=unseen, least_std=1e-3)
+    p = 30.5 / 41
+    likeliest = math.log(p / (1 - p))
+    sure = likeliest - 1.6448536 / math.sqrt(40 * p * (1 - p))
+    assert told["temperature"] == pytest.approx(std / likeliest, rel=1e-4)
+    assert told["confirmed_std"] == pytest.approx(sure, rel=1e-4)
+    assert told["score_std"] == pytest.approx(min(1.0, 2 * sure), rel=1e-4)
 
 
 def test_a_model_that_learnt_from_coins_says_next_to_nothing_and_one_that_learnt_says_as_much_as_ever(
