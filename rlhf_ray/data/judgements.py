@@ -176,11 +176,5 @@ def taken_apart(judgements: Iterable[Judgement]) -> list[Judgement]:
     return found
 
 
-def of_kinds(judgements: Sequence[Judgement], kinds: Iterable[Kind]) -> list[Judgement]:
-    """Those that are of one of the kinds."""
-    wanted = set(kinds)
-    return [item for item in judgements if item.kind in wanted]
-
-
 def _height(item: Rated | Thumbed) -> float:
     return item.target if isinstance(item, Rated) else float(item.up)

@@ -95,7 +95,6 @@ def take_over(config: Config, folder: RunFolder, *, say: Callable[[str], None]) 
     if config.run.from_ is None:
         return
     source, _ = existing_run(config.run.from_)
-    folder.write_json(TAKEN_FROM, str(source.path.resolve()))
     stages = list(TAKEN_OVER)
     taken = []
     for name in (name for stage in stages[: stages.index(config.run.take) + 1] for name in TAKEN_OVER[stage]):
@@ -104,6 +103,7 @@ def take_over(config: Config, folder: RunFolder, *, say: Callable[[str], None]) 
             part = folder.path / f".{name}.part"
             shutil.rmtree(part, ignore_errors=True)
             _copy(old, part)
+            folder.write_json(TAKEN_FROM, str(source.path.resolve()))
             part.rename(new)
             taken.append(name)
     if not folder.base_policy.exists():

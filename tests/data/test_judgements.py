@@ -9,7 +9,6 @@ from rlhf_ray.data.judgements import (
     counted,
     exchanges_of,
     matched,
-    of_kinds,
     taken_apart,
 )
 from rlhf_ray.types import Exchange, Message, Prompt
@@ -77,7 +76,6 @@ def test_kinds_are_told_apart_and_answers_are_named_once() -> None:
         Rated(OTHER, "c", 1.0, kind="comments"),
     ]
     assert counted(items) == {"pairs": 1, "rankings": 1, "ratings": 1, "comments": 1}
-    assert of_kinds(items, ["pairs", "comments"]) == [items[0], items[3]]
     assert exchanges_of(items) == [*(Exchange(PROMPT, text) for text in "abc"), Exchange(OTHER, "c")]
 
 

@@ -49,9 +49,13 @@ def test_feedback_that_is_still_in_the_stores_log_is_taken_over_too(old: Path) -
 
 
 def test_a_run_without_a_base_policy_has_nothing_to_give(old: Path) -> None:
-    (old / "base_policy").rename(old / "elsewhere")
+    for name in ("base_policy", "reward_model", "feedback.json"):
+        (old / name).rename(old / f"{name}.elsewhere")
     with pytest.raises(InputError, match="no base policy yet"):
         taken(old)
+    other = old.parent / "other"
+    shutil.copytree(old, other)  # from which nothing keeps the run, for it holds nothing yet
+    check_source(load_config(None, [f"run.root={old.parent}", "run.id=new", f"run.from={other}"]))
 
 
 def test_a_head_size_that_the_engine_lacks_is_refused() -> None:

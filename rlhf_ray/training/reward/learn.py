@@ -94,8 +94,9 @@ def fit_reward_model(
     some = _some(taught, seed=seed)
     unseen = Unseen()
     unseen.ask(learnt[0].reward_model, learnt[0].validation, said=train, exchanges=some)
-    compares = any(pairs(items) for pairs in (comparisons, matched) for items in (taught, train))
-    if compares and len(unseen.best.prompts) < config.confirmed_by:
+    if len(unseen.best.prompts) < config.confirmed_by and any(
+        pairs(items) for pairs in (comparisons, matched) for items in (taught, train)
+    ):
         others = Unseen()
         for number, (rest, part) in enumerate(_parts(taught, seed=seed)):
             without = fitted(f"{stage}_without_{number}", rest, seed).reward_model
@@ -114,7 +115,13 @@ def fit_reward_model(
         ):
             saved.save(path)
     return {
-        **_worth(Ensemble(members), held_out, config=config, **told),
+        **_worth(
+            Ensemble(members),
+            held_out,
+            config=config,
+            logit_scale=told["logit_scale"],
+            temperature=told["temperature"],
+        ),
         **told,
         "backbone": config.backbone,
         "feedback": config.feedback,
@@ -131,7 +138,6 @@ def _worth(
     config: RewardModelConfig,
     logit_scale: float,
     temperature: float | None,
-    **_: Any,
 ) -> dict[str, Any]:
     """What it makes of judgements that nothing has looked at before."""
     ratings, thumbs, pairs = ratings_among(held_out), thumbs_among(held_out), comparisons(held_out)
